@@ -1,0 +1,256 @@
+//! The way from the Ethernet header to the TCP ports, the same code on the host and in BPF.
+//!
+//! It is written for the verifier: every loop has a constant bound, every read names its offset and
+//! length, and no offset exceeds [`OFFSET_MAX`].
+
+/// VLAN tags that are followed (one 802.1ad and one 802.1Q).
+pub const VLAN_TAGS_MAX: usize = 2;
+/// IPv6 extension headers that are followed.
+pub const EXTENSION_HEADERS_MAX: usize = 6;
+/// No header that the walk reads starts further in than this, in octets. An extension header can be
+/// 2,048 octets long; what goes beyond counts as too deep.
+pub const OFFSET_MAX: usize = 1024;
+
+/// A frame to read from.
+pub trait Bytes {
+    /// The `N` octets from `at` on, `None` where the frame is shorter.
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]>;
+}
+
+impl Bytes for [u8] {
+    #[inline(always)]
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.get(at..)?.first_chunk().copied()
+    }
+}
+
+/// What the walk found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Walk {
+    /// A whole TCP segment.
+    Segment(Segment),
+    /// The fragment that starts a TCP segment; no port where it is too short to hold one.
+    FirstFragment {
+        destination: [u8; 16],
+        destination_port: Option<u16>,
+    },
+    /// Any other fragment of a TCP segment.
+    LaterFragment { destination: [u8; 16] },
+    /// More extension headers, or longer ones, than are followed.
+    TooDeep { destination: [u8; 16] },
+    /// Neither IPv4 nor IPv6.
+    NotIp,
+    /// IP with something else in it.
+    NotTcp,
+    /// The frame ends in the middle of a header, or a header contradicts itself.
+    Truncated,
+}
+
+/// A TCP segment. IPv4 addresses are IPv4-mapped (RFC 4291 §2.5.5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub source: [u8; 16],
+    pub destination: [u8; 16],
+    pub source_port: u16,
+    pub destination_port: u16,
+    /// Octet 13 of the header: CWR ECE URG ACK PSH RST SYN FIN.
+    pub flags: u8,
+    /// Where the TCP header starts in the frame, in octets.
+    pub tcp_offset: usize,
+}
+
+/// Follows the headers of an Ethernet frame.
+#[inline(always)]
+pub fn walk<B: Bytes + ?Sized>(frame: &B) -> Walk {
+    let Some(mut ethertype) = be16(frame, 12) else {
+        return Walk::Truncated;
+    };
+    let mut at = 14;
+    for _ in 0..VLAN_TAGS_MAX {
+        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
+            break;
+        }
+        let Some(inner) = be16(frame, at + 2) else {
+            return Walk::Truncated;
+        };
+        ethertype = inner;
+        at += 4;
+    }
+    match ethertype {
+        ETHERTYPE_IPV4 => walk_ipv4(frame, at),
+        ETHERTYPE_IPV6 => walk_ipv6(frame, at),
+        _ => Walk::NotIp,
+    }
+}
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_QINQ: u16 = 0x88a8;
+
+const PROTOCOL_TCP: u8 = 6;
+
+#[inline(always)]
+fn walk_ipv4<B: Bytes + ?Sized>(frame: &B, at: usize) -> Walk {
+    let Some(header) = frame.read::<20>(at) else {
+        return Walk::Truncated;
+    };
+    let header_len = (header[0] & 0x0f) as usize * 4;
+    if header[0] >> 4 != 4 || header_len < 20 {
+        return Walk::Truncated;
+    }
+    if header[9] != PROTOCOL_TCP {
+        return Walk::NotTcp;
+    }
+    let destination = mapped([header[16], header[17], header[18], header[19]]);
+    let tcp_offset = at + header_len;
+    // RFC 791 §3.1: three flags, the last of them "more fragments", then the offset in 8 octets.
+    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    if fragment & 0x1fff != 0 {
+        return Walk::LaterFragment { destination };
+    }
+    if fragment & 0x2000 != 0 {
+        return first_fragment(frame, tcp_offset, destination);
+    }
+    let source = mapped([header[12], header[13], header[14], header[15]]);
+    segment(frame, tcp_offset, source, destination)
+}
+
+#[inline(always)]
+fn walk_ipv6<B: Bytes + ?Sized>(frame: &B, ip_at: usize) -> Walk {
+    let Some(first) = frame.read::<8>(ip_at) else {
+        return Walk::Truncated;
+    };
+    let Some(source) = frame.read::<16>(ip_at + 8) else {
+        return Walk::Truncated;
+    };
+    let Some(destination) = frame.read::<16>(ip_at + 24) else {
+        return Walk::Truncated;
+    };
+    if first[0] >> 4 != 6 {
+        return Walk::Truncated;
+    }
+    // A mapped address stands for an IPv4 host inside of a machine and never for an IPv6 one: here
+    // it would be mistaken for the IPv4 service.
+    if is_mapped(&destination) {
+        return Walk::NotTcp;
+    }
+    let mut protocol = first[6];
+    let mut at = ip_at + 40;
+    let mut fragment = false;
+    for _ in 0..EXTENSION_HEADERS_MAX {
+        if !is_extension(protocol) {
+            break;
+        }
+        if at > OFFSET_MAX {
+            return Walk::TooDeep { destination };
+        }
+        let Some(header) = frame.read::<4>(at) else {
+            return Walk::Truncated;
+        };
+        at += match protocol {
+            EXTENSION_FRAGMENT => {
+                // RFC 8200 §4.5: 13 bits of offset, 2 reserved, "more fragments". One that is the
+                // only fragment (RFC 6946) starts a segment like any other first one.
+                if u16::from_be_bytes([header[2], header[3]]) & 0xfff8 != 0 {
+                    return later_fragment(header[0], destination);
+                }
+                fragment = true;
+                8
+            }
+            // RFC 4302 §2.2: in 4 octets, without the first 8.
+            EXTENSION_AUTHENTICATION => (header[1] as usize + 2) * 4,
+            // RFC 8200 §4: in 8 octets, without the first 8.
+            _ => (header[1] as usize + 1) * 8,
+        };
+        protocol = header[0];
+    }
+    if is_extension(protocol) || at > OFFSET_MAX {
+        return Walk::TooDeep { destination };
+    }
+    match (protocol, fragment) {
+        (PROTOCOL_TCP, false) => segment(frame, at, source, destination),
+        (PROTOCOL_TCP, true) => first_fragment(frame, at, destination),
+        _ => Walk::NotTcp,
+    }
+}
+
+const EXTENSION_HOP_BY_HOP: u8 = 0;
+const EXTENSION_ROUTING: u8 = 43;
+const EXTENSION_FRAGMENT: u8 = 44;
+const EXTENSION_AUTHENTICATION: u8 = 51;
+const EXTENSION_DESTINATION: u8 = 60;
+
+#[inline(always)]
+fn is_extension(protocol: u8) -> bool {
+    matches!(
+        protocol,
+        EXTENSION_HOP_BY_HOP
+            | EXTENSION_ROUTING
+            | EXTENSION_FRAGMENT
+            | EXTENSION_AUTHENTICATION
+            | EXTENSION_DESTINATION
+    )
+}
+
+/// The header after the fragment header may be one more extension header, which only the first
+/// fragment shows to its end, so anything that can lead to TCP counts.
+#[inline(always)]
+fn later_fragment(protocol: u8, destination: [u8; 16]) -> Walk {
+    if protocol == PROTOCOL_TCP || is_extension(protocol) {
+        Walk::LaterFragment { destination }
+    } else {
+        Walk::NotTcp
+    }
+}
+
+#[inline(always)]
+fn first_fragment<B: Bytes + ?Sized>(frame: &B, tcp_offset: usize, destination: [u8; 16]) -> Walk {
+    Walk::FirstFragment {
+        destination,
+        destination_port: be16(frame, tcp_offset + 2),
+    }
+}
+
+#[inline(always)]
+fn segment<B: Bytes + ?Sized>(
+    frame: &B,
+    tcp_offset: usize,
+    source: [u8; 16],
+    destination: [u8; 16],
+) -> Walk {
+    let Some(header) = frame.read::<14>(tcp_offset) else {
+        return Walk::Truncated;
+    };
+    Walk::Segment(Segment {
+        source,
+        destination,
+        source_port: u16::from_be_bytes([header[0], header[1]]),
+        destination_port: u16::from_be_bytes([header[2], header[3]]),
+        flags: header[13],
+        tcp_offset,
+    })
+}
+
+#[inline(always)]
+fn be16<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<u16> {
+    frame.read::<2>(at).map(u16::from_be_bytes)
+}
+
+#[inline(always)]
+fn mapped(v4: [u8; 4]) -> [u8; 16] {
+    let [a, b, c, d] = v4;
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+#[inline(always)]
+fn is_mapped(address: &[u8; 16]) -> bool {
+    let mut differs = (address[10] ^ 0xff) | (address[11] ^ 0xff);
+    for &octet in &address[..10] {
+        differs |= octet;
+    }
+    differs == 0
+}
+
+#[cfg(test)]
+mod tests;

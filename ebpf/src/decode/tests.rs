@@ -1,0 +1,288 @@
+//! Frames built by hand against the walk, and arbitrary ones for its bounds.
+
+extern crate std;
+
+use std::{vec, vec::Vec};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const V4_SOURCE: [u8; 4] = [10, 9, 1, 1];
+const V4_DESTINATION: [u8; 4] = [10, 9, 1, 2];
+const V6_SOURCE: [u8; 16] = [0xfd, 0, 0, 9, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+const V6_DESTINATION: [u8; 16] = [0xfd, 0, 0, 9, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+const FLAGS: u8 = 0x12;
+
+fn ethernet(tags: &[u16], ethertype: u16) -> Vec<u8> {
+    let mut frame = vec![2; 12];
+    for tag in tags {
+        frame.extend(tag.to_be_bytes());
+        frame.extend([0, 7]);
+    }
+    frame.extend(ethertype.to_be_bytes());
+    frame
+}
+
+fn tcp(source_port: u16, destination_port: u16) -> Vec<u8> {
+    let mut header = vec![0; 20];
+    header[0..2].copy_from_slice(&source_port.to_be_bytes());
+    header[2..4].copy_from_slice(&destination_port.to_be_bytes());
+    header[12] = 5 << 4;
+    header[13] = FLAGS;
+    header
+}
+
+fn ipv4(options_words: usize, protocol: u8, fragment: u16) -> Vec<u8> {
+    let mut header = vec![0; 20 + options_words * 4];
+    header[0] = 0x40 | (5 + options_words) as u8;
+    header[6..8].copy_from_slice(&fragment.to_be_bytes());
+    header[8] = 64;
+    header[9] = protocol;
+    header[12..16].copy_from_slice(&V4_SOURCE);
+    header[16..20].copy_from_slice(&V4_DESTINATION);
+    header
+}
+
+fn ipv6(next: u8, destination: [u8; 16]) -> Vec<u8> {
+    let mut header = vec![0; 8];
+    header[0] = 0x60;
+    header[6] = next;
+    header[7] = 64;
+    header.extend(V6_SOURCE);
+    header.extend(destination);
+    header
+}
+
+/// Extension header of `kind` with `units` beyond its shortest form, leading to `next`.
+fn extension(kind: u8, next: u8, units: u8) -> Vec<u8> {
+    let len = match kind {
+        EXTENSION_FRAGMENT => 8,
+        EXTENSION_AUTHENTICATION => 8 + units as usize * 4,
+        _ => 8 + units as usize * 8,
+    };
+    let mut header = vec![0; len];
+    header[0] = next;
+    header[1] = units;
+    header
+}
+
+fn walk_of(parts: &[Vec<u8>]) -> (Walk, Vec<u8>) {
+    let frame = parts.concat();
+    (walk(frame.as_slice()), frame)
+}
+
+/// A chain of extension headers `kinds` before a TCP header, as one part per header.
+fn chain(kinds: &[(u8, u8)]) -> Vec<Vec<u8>> {
+    let next_of = |index: usize| kinds.get(index).map_or(PROTOCOL_TCP, |&(kind, _)| kind);
+    let mut parts = vec![
+        ethernet(&[], ETHERTYPE_IPV6),
+        ipv6(next_of(0), V6_DESTINATION),
+    ];
+    for (index, &(kind, units)) in kinds.iter().enumerate() {
+        parts.push(extension(kind, next_of(index + 1), units));
+    }
+    parts.push(tcp(4000, 80));
+    parts
+}
+
+#[test]
+fn a_third_vlan_tag_is_not_followed() {
+    let tags = [ETHERTYPE_QINQ, ETHERTYPE_VLAN, ETHERTYPE_VLAN];
+    for count in 0..=3 {
+        let (found, frame) = walk_of(&[
+            ethernet(&tags[..count], ETHERTYPE_IPV4),
+            ipv4(0, PROTOCOL_TCP, 0),
+            tcp(4000, 80),
+        ]);
+        match found {
+            Walk::Segment(segment) if count <= VLAN_TAGS_MAX => {
+                assert_eq!(segment.tcp_offset, frame.len() - 20)
+            }
+            other => assert_eq!((other, count), (Walk::NotIp, 3)),
+        }
+    }
+}
+
+#[test]
+fn a_frame_cut_anywhere_before_the_flags_is_truncated() {
+    for parts in [
+        vec![
+            ethernet(&[ETHERTYPE_VLAN], ETHERTYPE_IPV4),
+            ipv4(10, PROTOCOL_TCP, 0),
+            tcp(1, 2),
+        ],
+        chain(&[(EXTENSION_HOP_BY_HOP, 1), (EXTENSION_AUTHENTICATION, 4)]),
+    ] {
+        let (whole, frame) = walk_of(&parts);
+        assert!(matches!(whole, Walk::Segment(_)));
+        for len in 0..frame.len() - 6 {
+            assert_eq!(walk(&frame[..len]), Walk::Truncated, "cut at {len}");
+        }
+        assert!(matches!(walk(&frame[..frame.len() - 6]), Walk::Segment(_)));
+    }
+}
+
+#[test]
+fn ipv4_fragments_are_told_apart() {
+    let destination = mapped(V4_DESTINATION);
+    let fragment = |bits| {
+        walk_of(&[
+            ethernet(&[], ETHERTYPE_IPV4),
+            ipv4(1, PROTOCOL_TCP, bits),
+            tcp(4000, 80),
+        ])
+        .0
+    };
+    // "Don't fragment" is no fragment.
+    assert!(matches!(fragment(0x4000), Walk::Segment(_)));
+    let first = Walk::FirstFragment {
+        destination,
+        destination_port: Some(80),
+    };
+    assert_eq!(fragment(0x2000), first);
+    assert_eq!(fragment(0x2001), Walk::LaterFragment { destination });
+    assert_eq!(fragment(0x0001), Walk::LaterFragment { destination });
+    let (runt, _) = walk_of(&[
+        ethernet(&[], ETHERTYPE_IPV4),
+        ipv4(0, PROTOCOL_TCP, 0x2000),
+        vec![1, 2],
+    ]);
+    let no_port = Walk::FirstFragment {
+        destination,
+        destination_port: None,
+    };
+    assert_eq!(runt, no_port);
+}
+
+#[test]
+fn ipv6_fragments_are_told_apart() {
+    let destination = V6_DESTINATION;
+    let fragment = |bits: u16, kinds: &[(u8, u8)]| {
+        let mut parts = chain(kinds);
+        parts[2][2..4].copy_from_slice(&bits.to_be_bytes());
+        walk_of(&parts).0
+    };
+    let plain = &[(EXTENSION_FRAGMENT, 0)][..];
+    let longer = &[(EXTENSION_FRAGMENT, 0), (EXTENSION_DESTINATION, 0)][..];
+    let first = Walk::FirstFragment {
+        destination,
+        destination_port: Some(80),
+    };
+    for kinds in [plain, longer] {
+        assert_eq!(fragment(1, kinds), first);
+        // RFC 6946: the only fragment of its packet.
+        assert_eq!(fragment(0, kinds), first);
+        assert_eq!(fragment(8, kinds), Walk::LaterFragment { destination });
+    }
+}
+
+#[test]
+fn the_limit_on_extension_headers_is_exact() {
+    let most = [(EXTENSION_DESTINATION, 0); EXTENSION_HEADERS_MAX];
+    assert!(matches!(walk_of(&chain(&most)).0, Walk::Segment(_)));
+    let destination = V6_DESTINATION;
+    let one_more = [(EXTENSION_DESTINATION, 0); EXTENSION_HEADERS_MAX + 1];
+    assert_eq!(walk_of(&chain(&one_more)).0, Walk::TooDeep { destination });
+    // 54 octets of Ethernet and IPv6, then 968 that end below the limit, or 976 that do not.
+    let long = |units| walk_of(&chain(&[(EXTENSION_DESTINATION, units)])).0;
+    assert!(matches!(long(120), Walk::Segment(segment) if segment.tcp_offset == 1022));
+    assert_eq!(long(121), Walk::TooDeep { destination });
+}
+
+#[test]
+fn what_is_not_tcp_over_ip_is_named() {
+    let arp = walk_of(&[ethernet(&[], 0x0806), vec![0; 28]]).0;
+    assert_eq!(arp, Walk::NotIp);
+    let udp = walk_of(&[ethernet(&[], ETHERTYPE_IPV4), ipv4(0, 17, 0), tcp(4000, 80)]).0;
+    assert_eq!(udp, Walk::NotTcp);
+    let icmp = walk_of(&[
+        ethernet(&[], ETHERTYPE_IPV6),
+        ipv6(58, V6_DESTINATION),
+        vec![0; 8],
+    ])
+    .0;
+    assert_eq!(icmp, Walk::NotTcp);
+    // The version must agree with the EtherType.
+    let crossed = walk_of(&[
+        ethernet(&[], ETHERTYPE_IPV4),
+        ipv6(PROTOCOL_TCP, V6_DESTINATION),
+        tcp(4000, 80),
+    ])
+    .0;
+    assert_eq!(crossed, Walk::Truncated);
+}
+
+#[test]
+fn an_ipv6_packet_cannot_pose_as_ipv4() {
+    let (found, _) = walk_of(&[
+        ethernet(&[], ETHERTYPE_IPV6),
+        ipv6(PROTOCOL_TCP, mapped(V4_DESTINATION)),
+        tcp(4000, 80),
+    ]);
+    assert_eq!(found, Walk::NotTcp);
+}
+
+/// Reads like a frame and remembers how far in the walk asked.
+struct Probe<'a>(&'a [u8], std::cell::Cell<usize>);
+
+impl Bytes for Probe<'_> {
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.1.set(self.1.get().max(at));
+        self.0.read(at)
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_chain_of_any_headers_leads_to_its_ports(
+        tags in 0..=VLAN_TAGS_MAX,
+        kinds in prop::collection::vec(
+            (
+                prop::sample::select(vec![
+                    EXTENSION_HOP_BY_HOP,
+                    EXTENSION_ROUTING,
+                    EXTENSION_AUTHENTICATION,
+                    EXTENSION_DESTINATION,
+                ]),
+                0u8..16,
+            ),
+            0..=EXTENSION_HEADERS_MAX,
+        ),
+    ) {
+        let mut parts = chain(&kinds);
+        parts[0] = ethernet(&[ETHERTYPE_VLAN; VLAN_TAGS_MAX][..tags], ETHERTYPE_IPV6);
+        let (found, frame) = walk_of(&parts);
+        let expected = Segment {
+            source: V6_SOURCE,
+            destination: V6_DESTINATION,
+            source_port: 4000,
+            destination_port: 80,
+            flags: FLAGS,
+            tcp_offset: frame.len() - 20,
+        };
+        prop_assert_eq!(found, Walk::Segment(expected));
+    }
+
+    #[test]
+    fn no_frame_leads_the_walk_beyond_its_bounds(
+        version in prop::sample::select(vec![ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN]),
+        next in prop::sample::select(vec![0u8, 6, 43, 44, 51, 60, 255]),
+        noise in prop::collection::vec(any::<u8>(), 0..2048),
+    ) {
+        let mut frame = ethernet(&[], version);
+        frame.extend(noise);
+        // Without this, hardly any noise would get past the version and the protocol.
+        if version != ETHERTYPE_VLAN && frame.len() > 24 {
+            frame[14] = if version == ETHERTYPE_IPV4 { 0x40 } else { 0x60 } | (frame[14] & 0x0f);
+            frame[if version == ETHERTYPE_IPV4 { 23 } else { 20 }] = next;
+        }
+        let probe = Probe(&frame, std::cell::Cell::new(0));
+        let found = walk(&probe);
+        // The ports of a first fragment are 2 octets into the TCP header.
+        prop_assert!(probe.1.get() <= OFFSET_MAX + 2);
+        if let Walk::Segment(segment) = found {
+            prop_assert!(segment.tcp_offset + 14 <= frame.len());
+        }
+    }
+}
