@@ -1,1 +1,169 @@
-//! (being written)
+//! Everything with a key in it: tokens and initial data sequence numbers, the HMACs of MP_JOIN and
+//! ADD_ADDR, and the keyed functions behind initial sequence numbers and timestamp offsets.
+
+use crate::rand::Entropy;
+use crate::seq::TcpSeq;
+use crate::time::Instant;
+use hmac::{Hmac, Mac};
+use sha2::{Digest, Sha256};
+use siphasher::sip::SipHasher24;
+use std::fmt;
+use std::hash::Hasher;
+use std::net::{IpAddr, SocketAddr};
+use subtle::ConstantTimeEq;
+
+/// One side's key of a connection (RFC 8684 §3.1). It never shows in `Debug`.
+#[derive(Clone, Copy)]
+pub struct Key(pub u64);
+
+impl Key {
+    // RFC 8684 §3.1: hard to guess. That no other connection has it is for the caller to check,
+    // by the token.
+    pub fn generate(entropy: &mut dyn Entropy) -> Key {
+        Key(entropy.next_u64())
+    }
+
+    /// Whether a key that the peer sent is this one, in constant time.
+    pub fn matches(self, received: u64) -> bool {
+        self.0.ct_eq(&received).into()
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(..)")
+    }
+}
+
+/// Token and initial data sequence number of the side whose key this is.
+// RFC 8684 §3.1: the most significant 32 bits and the least significant 64 bits of the SHA-256 of
+// the key in network byte order.
+pub fn token_and_idsn(key: u64) -> (u32, u64) {
+    let digest: [u8; 32] = Sha256::digest(key.to_be_bytes()).into();
+    let [t0, t1, t2, t3, ..] = digest;
+    (u32::from_be_bytes([t0, t1, t2, t3]), rightmost_64(&digest))
+}
+
+/// The HMAC that the side called local sends. Of it, [`leftmost_64`] goes into the SYN/ACK and
+/// [`leftmost_160`] into the third packet. What the peer must have sent is found by swapping local
+/// and remote.
+// RFC 8684 §3.2: the sender's own key and own nonce come first.
+pub fn join_hmac(local_key: u64, remote_key: u64, local_nonce: u32, remote_nonce: u32) -> [u8; 32] {
+    let mut mac = keyed(local_key, remote_key);
+    mac.update(&local_nonce.to_be_bytes());
+    mac.update(&remote_nonce.to_be_bytes());
+    mac.finalize().into_bytes().into()
+}
+
+/// What an ADD_ADDR sent by the side called local carries; swap the keys for one received.
+// RFC 8684 §3.4.1: the rightmost 64 bits of the HMAC over address ID, address and port; two zero
+// octets stand for a port that is not in the option.
+pub fn add_addr_hmac(
+    local_key: u64,
+    remote_key: u64,
+    address_id: u8,
+    address: IpAddr,
+    port: Option<u16>,
+) -> u64 {
+    let mut mac = keyed(local_key, remote_key);
+    mac.update(&[address_id]);
+    match address {
+        IpAddr::V4(address) => mac.update(&address.octets()),
+        IpAddr::V6(address) => mac.update(&address.octets()),
+    }
+    mac.update(&port.unwrap_or(0).to_be_bytes());
+    rightmost_64(&mac.finalize().into_bytes().into())
+}
+
+/// The part of an HMAC that an MP_JOIN SYN/ACK carries.
+pub fn leftmost_64(hmac: &[u8; 32]) -> u64 {
+    let [h0, h1, h2, h3, h4, h5, h6, h7, ..] = *hmac;
+    u64::from_be_bytes([h0, h1, h2, h3, h4, h5, h6, h7])
+}
+
+/// The part of an HMAC that the third packet of an MP_JOIN carries.
+pub fn leftmost_160(hmac: &[u8; 32]) -> [u8; 20] {
+    let mut left = [0; 20];
+    left.copy_from_slice(&hmac[..20]);
+    left
+}
+
+/// Whether the third packet of an MP_JOIN carries the HMAC expected, in constant time.
+pub fn join_ack_valid(expected: &[u8; 32], received: &[u8; 20]) -> bool {
+    expected[..20].ct_eq(received).into()
+}
+
+/// Whether a truncated HMAC of a SYN/ACK or an ADD_ADDR is the one expected, in constant time.
+pub fn hmac_64_valid(expected: u64, received: u64) -> bool {
+    expected.ct_eq(&received).into()
+}
+
+/// What only this server knows. Every worker of a server must hold the same, so that a 4-tuple has
+/// one timestamp offset whoever owns it.
+#[derive(Clone)]
+pub struct Secrets {
+    isn: [u8; 16],
+    timestamp: [u8; 16],
+}
+
+impl Secrets {
+    pub fn generate(entropy: &mut dyn Entropy) -> Secrets {
+        let mut secrets = Secrets {
+            isn: [0; 16],
+            timestamp: [0; 16],
+        };
+        entropy.fill(&mut secrets.isn);
+        entropy.fill(&mut secrets.timestamp);
+        secrets
+    }
+
+    /// The initial sequence number of a segment from `src` to `dst`.
+    // RFC 6528 §3: ISN = M + F(4-tuple, secret), M a clock that ticks every 4 µs. SipHash-2-4 is
+    // the keyed pseudorandom function.
+    pub fn isn(&self, now: Instant, src: SocketAddr, dst: SocketAddr) -> TcpSeq {
+        let clock = (now.as_micros() / 4) as u32;
+        TcpSeq(clock.wrapping_add(prf(&self.isn, src, dst)))
+    }
+
+    /// Added to the millisecond clock of TSval on segments from `src` to `dst`. It needs no state,
+    /// and TSval goes on rising from one connection of a 4-tuple to the next.
+    pub fn timestamp_offset(&self, src: SocketAddr, dst: SocketAddr) -> u32 {
+        prf(&self.timestamp, src, dst)
+    }
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secrets(..)")
+    }
+}
+
+// RFC 8684 §3.2: HMAC-SHA256 under both keys, the sender's first.
+fn keyed(local_key: u64, remote_key: u64) -> Hmac<Sha256> {
+    // A key shorter than SHA-256's block of 64 octets is padded with zeros (RFC 2104 §2).
+    let mut block = [0; 64];
+    block[..8].copy_from_slice(&local_key.to_be_bytes());
+    block[8..16].copy_from_slice(&remote_key.to_be_bytes());
+    Hmac::<Sha256>::new(&block.into())
+}
+
+fn rightmost_64(digest: &[u8; 32]) -> u64 {
+    let [.., h0, h1, h2, h3, h4, h5, h6, h7] = *digest;
+    u64::from_be_bytes([h0, h1, h2, h3, h4, h5, h6, h7])
+}
+
+fn prf(key: &[u8; 16], src: SocketAddr, dst: SocketAddr) -> u32 {
+    let mut hasher = SipHasher24::new_with_key(key);
+    for end in [src, dst] {
+        match end.ip() {
+            IpAddr::V4(address) => hasher.write(&address.octets()),
+            IpAddr::V6(address) => hasher.write(&address.octets()),
+        }
+        hasher.write(&end.port().to_be_bytes());
+    }
+    hasher.finish() as u32
+}
+
+#[cfg(test)]
+#[path = "crypto_tests.rs"]
+mod tests;

@@ -1,6 +1,7 @@
 //! Wire formats. Parsing is bounds-checked once and never panics; what is malformed comes back as
 //! a [`ParseError`] that the engine counts. Emission writes straight into a frame.
 
+mod bytes;
 pub mod checksum;
 pub mod ethernet;
 pub mod frame;
@@ -8,6 +9,8 @@ pub mod ipv4;
 pub mod ipv6;
 pub mod mptcp;
 pub mod tcp;
+
+use std::net::IpAddr;
 
 /// Why a frame could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,3 +30,22 @@ pub enum ParseError {
     /// More VLAN tags or IPv6 extension headers than we walk.
     TooDeep,
 }
+
+/// What the network layer says of a packet with TCP in it.
+pub(crate) struct IpPacket<'a> {
+    src: IpAddr,
+    dst: IpAddr,
+    /// IPv4 TOS or IPv6 traffic class.
+    traffic_class: u8,
+    /// Of TCP's pseudo-header.
+    pseudo_header_sum: u16,
+    payload: &'a [u8],
+}
+
+const PROTOCOL_TCP: u8 = 6;
+
+/// TTL or hop limit of what we send.
+const HOP_LIMIT: u8 = 64;
+
+#[cfg(test)]
+mod tests;
