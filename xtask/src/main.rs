@@ -1,1 +1,193 @@
-fn main() {}
+//! Everything that is done to the project from its own checkout: set-up, builds, the demo, tests,
+//! topologies. `cargo xtask --help` lists it.
+
+mod backend;
+mod cleanup;
+mod content;
+mod counters;
+mod demo;
+mod ebpf;
+mod figures;
+mod peer;
+mod process;
+mod project;
+mod scratch;
+mod server;
+mod setup;
+mod status;
+mod test;
+mod topology;
+mod ui;
+mod veth_tests;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use server::Kind;
+use topology::{Shape, Topology};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about,
+    disable_version_flag = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Every command does the set-up that it needs.
+#[derive(Subcommand)]
+enum Command {
+    /// Installs what building, demo and tests need, or prints how to
+    Setup,
+    /// Builds the XDP program, mpxd and mpx-bench
+    Build,
+    /// Downloads through mpxd over two paths, runs a short load, takes everything down
+    Demo,
+    /// Formatting, lints, unit and property tests, then tests over veth pairs
+    Test {
+        /// Run only the veth tests with this in their name (may be repeated)
+        #[arg(long, value_name = "NAME")]
+        veth: Vec<String>,
+        /// Leave the veth tests out
+        #[arg(long, conflicts_with_all = ["only_veth", "veth"])]
+        skip_veth: bool,
+        /// Run nothing but the veth tests
+        #[arg(long)]
+        only_veth: bool,
+        /// The server in the veth tests
+        #[arg(long, value_enum, default_value = "mpxd")]
+        server: Kind,
+        /// Print the names of the veth tests and do nothing
+        #[arg(long)]
+        list: bool,
+    },
+    /// Measures mpxd against the kernel's MPTCP in the same run and prints a table
+    Figures {
+        /// Runs of each measurement, of which the median is given
+        #[arg(long, default_value_t = 3)]
+        runs: usize,
+        /// Seconds of each run
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
+    /// Client and server namespaces to work in
+    #[command(subcommand)]
+    Veth(Veth),
+    #[command(subcommand, hide = true)]
+    Peer(peer::Peer),
+}
+
+#[derive(Subcommand)]
+enum Veth {
+    /// Makes one and leaves it up
+    Up {
+        #[arg(long, default_value = "veth")]
+        name: String,
+        /// veth pairs
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=4))]
+        paths: u8,
+        /// Receive and transmit queues of every end
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+        queues: u8,
+    },
+    /// Removes one
+    Down {
+        #[arg(long, default_value = "veth")]
+        name: String,
+    },
+    /// Names those that stand
+    List,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        // A peer is a child of another xtask, which takes it down.
+        Command::Peer(peer) => peer::run(peer),
+        command => process::complete_search_path()
+            .and_then(|()| cleanup::on_signals())
+            .and_then(|()| run(command)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), String> {
+    match command {
+        Command::Setup => {
+            setup::ensure(setup::For::Test)?;
+            ui::say("everything that building, demo and tests need is there");
+            Ok(())
+        }
+        Command::Build => {
+            setup::ensure(setup::For::Build)?;
+            project::build()
+        }
+        Command::Demo => demo::run(),
+        Command::Test { list: true, .. } => {
+            for name in veth_tests::names() {
+                println!("{name}");
+            }
+            Ok(())
+        }
+        Command::Test {
+            veth,
+            skip_veth,
+            only_veth,
+            server,
+            list: false,
+        } => test::run(&test::Options {
+            veth: !skip_veth,
+            only_veth: only_veth || !veth.is_empty(),
+            filters: veth,
+            kind: server,
+        }),
+        Command::Figures { runs, seconds } => figures::run(runs, seconds),
+        Command::Veth(veth) => run_veth(veth),
+        Command::Peer(peer) => peer::run(peer),
+    }
+}
+
+fn run_veth(veth: Veth) -> Result<(), String> {
+    setup::require_root("cargo xtask veth")?;
+    setup::ensure_tools()?;
+    match veth {
+        Veth::Up {
+            name,
+            paths,
+            queues,
+        } => {
+            if topology::list()?.contains(&name) {
+                return Err(format!(
+                    "topology `{name}` stands already; remove it with: cargo xtask veth down --name {name}"
+                ));
+            }
+            let topology = Topology::up(&name, Shape { paths, queues })?;
+            println!("client: ip netns exec {} COMMAND", topology.client.name);
+            println!("server: ip netns exec {} COMMAND", topology.server.name);
+            for path in topology.paths() {
+                println!(
+                    "path {path}: c{path} 10.9.{path}.1 fd00:9:{path}::1 - s{path} 10.9.{path}.2 fd00:9:{path}::2"
+                );
+            }
+            topology.keep();
+            Ok(())
+        }
+        Veth::Down { name } => topology::down(&name),
+        Veth::List => {
+            for name in topology::list()? {
+                println!("{name}");
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Where things are, and calls of cargo.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::ebpf;
+use crate::process::Cmd;
+use crate::ui;
+
+/// The slowest machine's longest build.
+const BUILD_LIMIT: Duration = Duration::from_secs(3600);
+
+/// The workspace's directory.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask is a folder of the workspace")
+}
+
+/// Builds the XDP program, which `mpxd` takes in when it is built.
+pub(crate) fn build_ebpf() -> Result<(), String> {
+    ui::step("Building the XDP program", |progress| {
+        ebpf::build(root(), progress).map(drop)
+    })
+}
+
+/// Builds the XDP program and then everything that is to be run.
+pub(crate) fn build() -> Result<(), String> {
+    build_ebpf()?;
+    ui::step("Building mpxd and mpx-bench", |progress| {
+        cargo()
+            .args(["build", "--release", "-p", "mpx-control", "-p", "mpx-bench"])
+            .run_with_progress(progress)
+    })
+}
+
+/// A program of this workspace, built for release.
+pub(crate) fn release_binary(name: &str) -> PathBuf {
+    target_directory().join("release").join(name)
+}
+
+/// A call of the cargo that started this program.
+pub(crate) fn cargo() -> Cmd {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    Cmd::new(cargo).directory(root()).limit(BUILD_LIMIT)
+}
+
+fn target_directory() -> PathBuf {
+    // A relative one is relative to where cargo was called.
+    let named = std::env::var_os("CARGO_TARGET_DIR").filter(|named| !named.is_empty());
+    named
+        .and_then(|named| std::path::absolute(named).ok())
+        .unwrap_or_else(|| root().join("target"))
+}

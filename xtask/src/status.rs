@@ -1,0 +1,98 @@
+//! What `mpxd status --json` says. The field names stand here and nowhere else in this package.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::process::{Cmd, until};
+use crate::project;
+
+pub(crate) struct Status(Value);
+
+impl Status {
+    pub(crate) fn read(socket: &Path) -> Result<Self, String> {
+        let text = Cmd::new(project::release_binary("mpxd"))
+            .args(["status", "--json", "--socket"])
+            .arg(socket)
+            .limit(Duration::from_secs(5))
+            .run()?;
+        serde_json::from_str(&text)
+            .map(Self)
+            .map_err(|error| format!("mpxd status --json printed no JSON ({error}): {text}"))
+    }
+
+    /// A counter of the datapath. One that does not exist is an error: it must not pass for zero.
+    pub(crate) fn counter(&self, name: &str) -> Result<u64, String> {
+        self.number(&["counters", name])
+    }
+
+    /// A counter of the XDP program.
+    pub(crate) fn xdp(&self, name: &str) -> Result<u64, String> {
+        self.number(&["xdp", name])
+    }
+
+    pub(crate) fn connections(&self) -> Result<u64, String> {
+        self.number(&["connections"])
+    }
+
+    pub(crate) fn time_wait(&self) -> Result<u64, String> {
+        self.number(&["time_wait"])
+    }
+
+    /// What must be gone once the last connection is.
+    fn tables(&self) -> Result<[(&'static str, u64); 3], String> {
+        Ok([
+            ("connections", self.connections()?),
+            ("flows", self.number(&["flows"])?),
+            ("tokens", self.number(&["tokens"])?),
+        ])
+    }
+
+    /// `free + in kernel + held + lent == total`, and nothing held or lent between turns.
+    fn frames_balance(&self) -> Result<(), String> {
+        let part = |name: &str| self.number(&["frames", name]);
+        let (free, in_kernel) = (part("free")?, part("in_kernel")?);
+        let (held, lent, total) = (part("held")?, part("lent")?, part("total")?);
+        let account = format!(
+            "{free} free + {in_kernel} in kernel + {held} held + {lent} lent, {total} in all"
+        );
+        if total == 0 {
+            return Err(format!("there are no UMEM frames: {account}"));
+        }
+        if free + in_kernel + held + lent != total {
+            return Err(format!("the UMEM account does not balance: {account}"));
+        }
+        if held + lent != 0 {
+            return Err(format!("UMEM frames outlived their turn: {account}"));
+        }
+        Ok(())
+    }
+
+    fn number(&self, path: &[&str]) -> Result<u64, String> {
+        path.iter()
+            .fold(&self.0, |value, key| &value[key])
+            .as_u64()
+            .ok_or_else(|| format!("mpxd status --json has no number {}", path.join(".")))
+    }
+}
+
+/// Waits until no connection, flow or token is left, then until no TIME-WAIT is, and checks the
+/// UMEM accounts.
+pub(crate) fn settle(socket: &Path, limit: Duration, time_wait: Duration) -> Result<(), String> {
+    let mut left = String::new();
+    let waited = until(limit, "mpxd to forget its connections", || {
+        let tables = Status::read(socket)?.tables()?;
+        left = format!("{tables:?}");
+        Ok(tables.iter().all(|(_, entries)| *entries == 0))
+    });
+    waited.map_err(|error| format!("{error}; left: {left}"))?;
+    let mut left = 0;
+    let limit = time_wait + Duration::from_secs(2);
+    let waited = until(limit, "TIME-WAIT to be over", || {
+        left = Status::read(socket)?.time_wait()?;
+        Ok(left == 0)
+    });
+    waited.map_err(|error| format!("{error}; {left} are left"))?;
+    Status::read(socket)?.frames_balance()
+}
