@@ -25,15 +25,8 @@ pub fn copy_and_sum(dst: &mut [u8], src: &[u8]) -> u16 {
         src.len(),
         "copy_and_sum needs slices of one length"
     );
-    let (from, from_rest) = src.as_chunks::<BLOCK>();
-    let (to, to_rest) = dst.as_chunks_mut::<BLOCK>();
-    let mut acc = Accumulator::default();
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = *from;
-        acc.add(from);
-    }
-    to_rest.copy_from_slice(from_rest);
-    acc.finish(from_rest)
+    dst.copy_from_slice(src);
+    sum(src)
 }
 
 /// The sum of two parts, the second of which starts at an even offset of the whole.
@@ -91,8 +84,13 @@ pub(crate) fn tcp_pseudo_header<const N: usize>(
     dst: &[u8; N],
     tcp_len: usize,
 ) -> u16 {
-    let fixed = fold(6 + tcp_len as u64);
-    combine(fixed, combine(sum(src), sum(dst)))
+    let mut total = 6 + tcp_len as u64;
+    for address in [src, dst] {
+        for word in address.as_chunks::<4>().0 {
+            total += u64::from(u32::from_be_bytes(*word));
+        }
+    }
+    fold(total)
 }
 
 /// Octets taken at once. Two halves of 64-bit lanes, each with 32 bits of room for carries, are
@@ -130,8 +128,12 @@ impl Accumulator {
         for word in words {
             total += u64::from(u32::from_le_bytes(*word));
         }
-        let mut last = [0; 4];
-        last[..tail.len()].copy_from_slice(tail);
+        let last = match *tail {
+            [a, b, c] => [a, b, c, 0],
+            [a, b] => [a, b, 0, 0],
+            [a] => [a, 0, 0, 0],
+            _ => [0; 4],
+        };
         fold(total + u64::from(u32::from_le_bytes(last))).swap_bytes()
     }
 }

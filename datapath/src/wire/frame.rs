@@ -40,23 +40,25 @@ impl<'a> Segment<'a> {
             ethernet::ETHERTYPE_IPV6 => ipv6::parse(packet)?,
             _ => return Err(ParseError::NotTcp),
         };
-        let (tcp, header_len) = TcpHeader::parse(ip.payload)?;
-        let (header, payload) = ip.payload.split_at(header_len);
-        // The header is a whole number of words, so the payload starts at an even offset.
+        let (fixed, options, payload) = TcpHeader::split(ip.payload)?;
+        // All parts but the payload are whole words, so each starts at an even offset.
         let payload_sum = checksum::sum(payload);
-        let header_sum = checksum::combine(ip.pseudo_header_sum, checksum::sum(header));
-        if checksum::combine(header_sum, payload_sum) != 0xffff {
+        let header_sum = checksum::combine(checksum::sum(fixed), checksum::sum(options));
+        let sum = checksum::combine(ip.pseudo_header_sum, header_sum);
+        if checksum::combine(sum, payload_sum) != 0xffff {
             return Err(ParseError::BadTcpChecksum);
         }
-        Ok(Segment {
+        let mut segment = Segment {
             link,
             src: ip.src,
             dst: ip.dst,
             traffic_class: ip.traffic_class,
-            tcp,
+            tcp: TcpHeader::parse_fixed(fixed),
             payload,
             payload_sum,
-        })
+        };
+        segment.tcp.options.read_field(options);
+        Ok(segment)
     }
 
     /// SEG.LEN (RFC 9293 §3.4): octets of sequence space, SYN and FIN included.

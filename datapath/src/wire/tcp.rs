@@ -161,6 +161,13 @@ impl TcpOptions {
     // found.
     pub fn parse(field: &[u8]) -> TcpOptions {
         let mut options = TcpOptions::default();
+        options.read_field(field);
+        options
+    }
+
+    /// [`TcpOptions::parse`] in place: a few hundred octets not moved per segment.
+    #[inline]
+    pub(crate) fn read_field(&mut self, field: &[u8]) {
         let mut rest = field;
         while let [kind, tail @ ..] = rest {
             rest = match *kind {
@@ -176,12 +183,11 @@ impl TcpOptions {
                     let Some((_, body)) = option.split_at_checked(2) else {
                         break;
                     };
-                    options.read(kind, body);
+                    self.read(kind, body);
                     next
                 }
             };
         }
-        options
     }
 
     /// Takes one option in; a wrong size makes it as good as absent.
@@ -288,24 +294,35 @@ pub struct TcpHeader {
     pub options: TcpOptions,
 }
 
+/// The fixed part of a header, its option field, and the payload.
+type SegmentParts<'a> = (&'a [u8; TcpHeader::MIN_LEN], &'a [u8], &'a [u8]);
+
 impl TcpHeader {
     /// Octets of a header without options.
     pub const MIN_LEN: usize = 20;
 
-    /// The header at the front of a segment, and its length in octets. The checksum is the
-    /// caller's to verify.
+    /// Cuts a segment where its header says.
     #[inline]
-    pub(crate) fn parse(segment: &[u8]) -> Result<(TcpHeader, usize), ParseError> {
-        let fixed = segment
-            .first_chunk::<{ Self::MIN_LEN }>()
+    pub(crate) fn split(segment: &[u8]) -> Result<SegmentParts<'_>, ParseError> {
+        let (fixed, rest) = segment
+            .split_first_chunk::<{ Self::MIN_LEN }>()
             .ok_or(ParseError::Truncated)?;
-        let header_len = Self::data_offset(fixed)?;
-        let options = segment
-            .get(Self::MIN_LEN..header_len)
+        let header_len = 4 * usize::from(fixed[12] >> 4);
+        let options_len = header_len
+            .checked_sub(Self::MIN_LEN)
+            .ok_or(ParseError::BadHeader)?;
+        let (options, payload) = rest
+            .split_at_checked(options_len)
             .ok_or(ParseError::Truncated)?;
+        Ok((fixed, options, payload))
+    }
+
+    /// Reads the fixed part; no options yet.
+    #[inline]
+    pub(crate) fn parse_fixed(fixed: &[u8; Self::MIN_LEN]) -> TcpHeader {
         let be16 = |at: usize| u16::from_be_bytes([fixed[at], fixed[at + 1]]);
         let be32 = |at: usize| u32::from(be16(at)) << 16 | u32::from(be16(at + 2));
-        let header = TcpHeader {
+        TcpHeader {
             src_port: be16(0),
             dst_port: be16(2),
             seq: TcpSeq(be32(4)),
@@ -313,19 +330,7 @@ impl TcpHeader {
             flags: TcpFlags(fixed[13]),
             window: be16(14),
             urgent: be16(18),
-            options: TcpOptions::parse(options),
-        };
-        Ok((header, header_len))
-    }
-
-    /// Octets of header with options, as the header itself says.
-    #[inline]
-    pub(crate) fn data_offset(fixed: &[u8; Self::MIN_LEN]) -> Result<usize, ParseError> {
-        let header_len = 4 * usize::from(fixed[12] >> 4);
-        if header_len < Self::MIN_LEN {
-            Err(ParseError::BadHeader)
-        } else {
-            Ok(header_len)
+            options: TcpOptions::default(),
         }
     }
 

@@ -46,8 +46,9 @@ fn addresses() -> impl Strategy<Value = (IpAddr, IpAddr)> {
     ]
 }
 
+/// Uniform: the built-in strategy makes every other address an IPv4-mapped one, which no packet has.
 fn ipv6_address() -> impl Strategy<Value = Ipv6Addr> {
-    any::<Ipv6Addr>().prop_filter("no mapped address", |v6| v6.to_ipv4_mapped().is_none())
+    any::<u128>().prop_map(Ipv6Addr::from)
 }
 
 fn parts() -> impl Strategy<Value = Parts> {

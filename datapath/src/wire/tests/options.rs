@@ -69,19 +69,24 @@ fn known() -> Vec<(&'static str, TcpOptions)> {
     let four = DsnWidth::Four(0xd1d2_d3d4);
     let eight = DsnWidth::Eight(0xe1e2_e3e4_e5e6_e7e8);
     let hmac = Some(0x8182_8384_8586_8788);
-    let mut sack = SackBlocks::default();
-    sack.push(TcpSeq(0x0000_1000), TcpSeq(0x0000_2000));
+    let sack = |edges: &[(u32, u32)]| {
+        let mut sack = SackBlocks::default();
+        for (left, right) in edges {
+            assert!(sack.push(TcpSeq(*left), TcpSeq(*right)));
+        }
+        TcpOptions {
+            sack,
+            ..Default::default()
+        }
+    };
     vec![
         ("02 04 05b4", TcpOptions { mss: Some(1460), ..Default::default() }),
         ("03 03 07", TcpOptions { window_scale: Some(7), ..Default::default() }),
         ("04 02", TcpOptions { sack_permitted: true, ..Default::default() }),
-        ("05 0a 00001000 00002000", TcpOptions { sack, ..Default::default() }),
+        ("05 0a 00001000 00002000", sack(&[(0x1000, 0x2000)])),
         (
-            "08 0a 01020304 05060708",
-            TcpOptions {
-                timestamps: Some(Timestamps { tsval: 0x0102_0304, tsecr: 0x0506_0708 }),
-                ..Default::default()
-            },
+            "05 22 00000001 00000002 00000003 00000004 00000005 00000006 00000007 00000008",
+            sack(&[(1, 2), (3, 4), (5, 6), (7, 8)]),
         ),
         ("1e 04 01 81", capable(0x81, CapableContent::Syn)),
         ("1e 0c 01 01 0102030405060708", capable(0x01, CapableContent::SynAck { sender_key })),
@@ -392,6 +397,26 @@ fn padding_gives_way_where_options_would_not_fit_with_it() {
     );
 }
 
+// Without padding 30 + 7 + 3 octets are 40 to the octet.
+#[test]
+fn padding_gives_way_down_to_the_last_octet() {
+    let options = mptcp(MptcpOptions {
+        add_addr: Some(AddAddr {
+            address_id: 1,
+            address: "2001:db8::1".parse().expect("an address"),
+            port: Some(443),
+            hmac: Some(9),
+        }),
+        remove_addr: RemoveAddr::new(&[1, 2, 3, 4]),
+        prio: Some(MpPrio { backup: true }),
+        ..MptcpOptions::default()
+    });
+    assert!(options.fits());
+    let mut field = [0; TcpOptions::MAX_LEN];
+    assert_eq!(options.emit(&mut field), TcpOptions::MAX_LEN);
+    assert_eq!(TcpOptions::parse(&field), options);
+}
+
 proptest! {
     #[test]
     fn what_fits_is_read_back(options in fitting_options()) {
@@ -406,6 +431,21 @@ proptest! {
     #[test]
     fn length_never_exceeds_a_header(options in any_options()) {
         prop_assert!(options.len() <= TcpOptions::MAX_LEN);
+    }
+
+    /// A caller that did not budget stops a debug build; elsewhere it loses whole options and
+    /// never sends half of one.
+    #[cfg(not(debug_assertions))]
+    #[test]
+    fn what_does_not_fit_is_left_out_whole(options in any_options()) {
+        let mut field = [0; TcpOptions::MAX_LEN];
+        let len = options.emit(&mut field);
+        prop_assert_eq!(len, options.len());
+        let sent = TcpOptions::parse(&field[..len]);
+        prop_assert_eq!(sent == options, options.fits());
+        prop_assert!(sent.mss.is_none() || sent.mss == options.mss);
+        prop_assert!(sent.sack.is_empty() || sent.sack == options.sack);
+        prop_assert!(sent.mptcp.dss.is_none() || sent.mptcp.dss == options.mptcp.dss);
     }
 
     /// Any octets at all, biased towards the kinds and lengths that exist: no panic, and what was
