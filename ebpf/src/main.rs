@@ -70,8 +70,8 @@ fn judge(ctx: &XdpContext) -> Verdict {
             destination,
             destination_port,
         } => {
-            // One too short to show its port may still be overtaken by no other, so it is for us
-            // if its address is.
+            // Without its port it is taken for ours where its address is: the kernel could still
+            // put it together with the rest.
             let ours = match destination_port {
                 Some(port) => is_service(destination, port),
                 None => is_served(destination),
@@ -186,4 +186,3 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
