@@ -198,16 +198,26 @@ impl fmt::Display for Report {
                 _ => "bulk".into(),
             }
         )?;
-        let asked = match self.rate_asked_per_s {
-            Some(rate) => format!(" ({rate} /s asked for)"),
-            None => String::new(),
+        let rate = match (self.mode, self.rate_asked_per_s) {
+            ("rr" | "short", asked) => {
+                let asked = asked.map_or(String::new(), |r| format!(" ({r} /s asked for)"));
+                format!(
+                    ": {} /s{asked}",
+                    count(self.operations_per_s.round() as u64)
+                )
+            }
+            _ => String::new(),
         };
         writeln!(
             f,
-            "  operations  {} in {:.3} s: {} /s{asked}{}",
+            "  {:<10}  {} in {:.3} s{rate}{}",
+            if rate.is_empty() {
+                "transfers"
+            } else {
+                "operations"
+            },
             count(self.operations),
             self.elapsed_s,
-            count(self.operations_per_s.round() as u64),
             if self.interrupted {
                 "; interrupted"
             } else {
@@ -292,19 +302,16 @@ pub(crate) fn write_hgrm(h: &Histogram<u64>, out: &mut dyn Write) -> io::Result<
             false => writeln!(out)?,
         }
     }
-    let line = |a: (&str, f64), b: (&str, f64)| {
-        format!("#[{:<7} = {:>12.3}, {:<14} = {:>12.3}]", a.0, a.1, b.0, b.1)
-    };
     let us = |ns: f64| ns / 1e3;
+    let (mean, deviation, max) = (us(h.mean()), us(h.stdev()), us(h.max() as f64));
+    let total = h.len();
     writeln!(
         out,
-        "{}",
-        line(("Mean", us(h.mean())), ("StdDeviation", us(h.stdev())))
+        "#[Mean    = {mean:>12.3}, StdDeviation   = {deviation:>12.3}]"
     )?;
     writeln!(
         out,
-        "{}",
-        line(("Max", us(h.max() as f64)), ("Total count", h.len() as f64))
+        "#[Max     = {max:>12.3}, Total count    = {total:>12}]"
     )?;
     writeln!(out, "#[Unit    = microseconds]")
 }
