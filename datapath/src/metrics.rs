@@ -28,6 +28,7 @@ counters! {
     rx_bytes => "RxBytes",
     tx_frames => "TxFrames",
     tx_bytes => "TxBytes",
+
     drop_truncated => "DropTruncated",
     drop_not_tcp => "DropNotTcp",
     drop_fragment => "DropFragment",
@@ -35,4 +36,75 @@ counters! {
     drop_bad_ip_checksum => "DropBadIpChecksum",
     drop_bad_tcp_checksum => "DropBadTcpChecksum",
     drop_too_deep => "DropTooDeep",
+    /// RFC 7323 §3.2: a segment without the option on a flow that negotiated it.
+    drop_no_timestamp => "DropNoTimestamp",
+    /// A SYN refused because the table of connections or of half-open ones is full.
+    listen_overflows => "ListenOverflows",
+    /// A segment of no known flow; answered with a RST unless it was one.
+    no_flow => "NoFlow",
+    /// A stateless answer that found its queue full.
+    replies_dropped => "RepliesDropped",
+    /// A subflow's TIME-WAIT cut short because the table is full.
+    time_wait_overflow => "TCPTimeWaitOverflow",
+
+    passive_opens => "PassiveOpens",
+    connections_closed => "ConnectionsClosed",
+    time_wait_entered => "TimeWaitEntered",
+    time_wait_recycled => "TWRecycled",
+    resets_received => "EstabResets",
+    resets_sent => "OutRsts",
+    fins_sent => "FinsSent",
+    challenge_acks => "TCPChallengeACK",
+    out_of_window => "OutOfWindow",
+    paws_rejected => "PAWSEstab",
+    ofo_queue => "TCPOFOQueue",
+    tcp_retrans_segs => "RetransSegs",
+    tcp_timeouts => "TCPTimeouts",
+    tcp_fast_recoveries => "TCPFastRecoveries",
+    syn_ack_timeouts => "SynAckTimeouts",
+    /// A subflow given up after too many retransmissions.
+    subflow_timeouts => "SubflowTimeouts",
+    give_up_timeouts => "GiveUpTimeouts",
+    zero_window_probes => "TCPWinProbe",
+
+    mp_capable_syn_rx => "MPCapableSYNRX",
+    mp_capable_syn_ack_tx => "MPCapableSYNACKTX",
+    mp_capable_ack_rx => "MPCapableACKRX",
+    mp_capable_fallback_ack => "MPCapableFallbackACK",
+    /// Text that came before the segment with the keys, and was left to its retransmission.
+    mp_capable_ack_awaited => "MPCapableACKAwaited",
+    /// MP_CAPABLE in a SYN that asks for what is not spoken here: answered with plain TCP.
+    mp_capable_refused => "MPCapableRefused",
+    /// No key with a free token of ours was found: plain TCP.
+    token_exhausted => "MPTCPTokenExhausted",
+    mp_fallback_data => "MPFallbackData",
+    mp_join_no_token => "MPJoinNoTokenFound",
+    mp_join_syn_rx => "MPJoinSynRx",
+    mp_join_syn_ack_tx => "MPJoinSynAckTx",
+    mp_join_ack_rx => "MPJoinAckRx",
+    mp_join_ack_hmac_failure => "MPJoinAckHMacFailure",
+    mp_join_ack_missing => "MPJoinAckMissing",
+    /// A join refused by policy, limit or the state of its connection.
+    mp_join_rejected => "MPJoinRejected",
+    dss_not_matching => "DSSNotMatching",
+    dss_checksum_mismatch => "DSSChecksumMismatch",
+    /// Text that no mapping ever covered.
+    dss_missing => "DSSMissing",
+    data_csum_err => "DataCsumErr",
+    data_ofo_queue => "OFOQueue",
+    duplicate_data => "DuplicateData",
+    /// Text beyond the data-level window or beyond what is kept out of order.
+    rcv_pruned => "RcvPruned",
+    infinite_map_rx => "InfiniteMapRx",
+    reinjected_segments => "ReinjectedSegments",
+    data_timeouts => "DataTimeouts",
+    add_addr => "AddAddr",
+    rm_addr => "RmAddr",
+    mp_prio_rx => "MPPrioRx",
+    mp_fail_tx => "MPFailTx",
+    mp_fail_rx => "MPFailRx",
+    mp_fastclose_tx => "MPFastcloseTx",
+    mp_fastclose_rx => "MPFastcloseRx",
+    mp_rst_tx => "MPRstTx",
+    mp_rst_rx => "MPRstRx",
 }

@@ -1,1 +1,246 @@
-//! (being written)
+//! One core's loop around an engine and a port. A turn is always in this order: inbox, frames in,
+//! timers, app work, frames out, flush. The clock is read once per turn.
+
+use crate::engine::{Engine, EngineReport};
+use crate::metrics::Metrics;
+use crate::port::{FrameAccounts, IfaceId, Port};
+use crate::time::{Duration, Instant};
+use crossbeam::queue::ArrayQueue;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::time::{ClockId, clock_gettime};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::mpsc::Sender;
+
+/// Turns without work for this long, and the worker sleeps.
+const SPIN: Duration = Duration::from_micros(50);
+/// Frames sent per interface and turn.
+const TRANSMIT_BATCH: usize = 256;
+/// How soon a flush is tried again when the kernel left frames in the ring.
+const UNSENT_RETRY: Duration = Duration::from_millis(1);
+/// Commands waiting at once; a further one is refused.
+const INBOX_COMMANDS: usize = 64;
+/// How long RSTs may take to leave after the drain deadline.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// Connections listed in a snapshot.
+const REPORT_CONNECTIONS_MAX: usize = 1024;
+
+/// What other threads ask of a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// Take no new connections, and end when the open ones have ended; abort those still open at
+    /// the deadline.
+    Drain {
+        deadline_ms: u64,
+    },
+    Status(Sender<Snapshot>),
+}
+
+/// The state of a worker between two turns.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub engine: EngineReport,
+    pub metrics: Metrics,
+    pub frames: FrameAccounts,
+}
+
+/// Reaches a worker from other threads.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Inbox>);
+
+#[derive(Debug)]
+struct Inbox {
+    commands: ArrayQueue<Command>,
+    /// The worker is about to sleep, or does: it wants to be woken.
+    parked: AtomicBool,
+    wake: OwnedFd,
+}
+
+impl Handle {
+    /// Returns whether there was room for it.
+    pub fn send(&self, command: Command) -> bool {
+        let taken = self.0.commands.push(command).is_ok();
+        // The worker sets `parked` and then looks at the queue; this pushes and then looks at
+        // `parked`: one of the two sees the other.
+        fence(Ordering::SeqCst);
+        if self.0.parked.load(Ordering::Relaxed) {
+            // It can only fail when the counter is full, and then the descriptor is readable.
+            let _ = rustix::io::write(&self.0.wake, &1u64.to_ne_bytes());
+        }
+        taken
+    }
+}
+
+pub struct Worker<P: Port> {
+    port: P,
+    engine: Engine,
+    inbox: Arc<Inbox>,
+    drain_at: Option<Instant>,
+    aborted_at: Option<Instant>,
+}
+
+impl<P: Port> Worker<P> {
+    /// # Errors
+    /// When the kernel has no event descriptor left.
+    pub fn new(port: P, engine: Engine) -> io::Result<(Worker<P>, Handle)> {
+        let inbox = Arc::new(Inbox {
+            commands: ArrayQueue::new(INBOX_COMMANDS),
+            parked: AtomicBool::new(false),
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        });
+        let worker = Worker {
+            port,
+            engine,
+            inbox: Arc::clone(&inbox),
+            drain_at: None,
+            aborted_at: None,
+        };
+        Ok((worker, Handle(inbox)))
+    }
+
+    /// Turns until drained.
+    ///
+    /// # Errors
+    /// When the kernel refuses to let it wait.
+    pub fn run(&mut self) -> io::Result<()> {
+        let mut idle_since = None;
+        loop {
+            let now = clock();
+            if self.turn(now) {
+                idle_since = None;
+            } else {
+                let since = *idle_since.get_or_insert(now);
+                if now.since(since) >= SPIN {
+                    self.park(now)?;
+                    idle_since = None;
+                }
+            }
+            if self.is_drained(now) {
+                self.port.flush();
+                return Ok(());
+            }
+        }
+    }
+
+    /// One turn; returns whether there was anything to do.
+    pub fn turn(&mut self, now: Instant) -> bool {
+        let mut worked = self.read_inbox(now);
+        let engine = &mut self.engine;
+        worked |= self
+            .port
+            .receive(&mut |iface, frame| engine.on_frame(now, iface, frame))
+            > 0;
+        engine.on_timeout(now);
+        worked |= engine.poll_apps(now);
+        for index in 0..self.port.interfaces() {
+            let iface = IfaceId(index as u8);
+            for _ in 0..TRANSMIT_BATCH {
+                if !engine.wants_transmit(iface) {
+                    break;
+                }
+                if !self
+                    .port
+                    .transmit(iface, &mut |frame| engine.poll_transmit(now, iface, frame))
+                {
+                    break;
+                }
+                worked = true;
+            }
+        }
+        self.port.flush();
+        worked
+    }
+
+    fn read_inbox(&mut self, now: Instant) -> bool {
+        let mut worked = false;
+        while let Some(command) = self.inbox.commands.pop() {
+            worked = true;
+            match command {
+                Command::Drain { deadline_ms } => {
+                    self.engine.drain();
+                    self.drain_at = Some(now + Duration::from_millis(deadline_ms));
+                }
+                Command::Status(reply) => {
+                    // Whoever asked may have given up waiting.
+                    let _ = reply.send(Snapshot {
+                        engine: self.engine.report(now, REPORT_CONNECTIONS_MAX),
+                        metrics: self.engine.metrics.clone(),
+                        frames: self.port.accounts(),
+                    });
+                }
+            }
+        }
+        worked
+    }
+
+    fn is_drained(&mut self, now: Instant) -> bool {
+        let Some(drain_at) = self.drain_at else {
+            return false;
+        };
+        if now >= drain_at && self.aborted_at.is_none() {
+            self.aborted_at = Some(now);
+            self.engine.abort_all(now);
+        }
+        self.engine.connections() == 0
+            || self.aborted_at.is_some_and(|at| now.since(at) >= FAREWELL)
+    }
+
+    /// Sleeps until a frame, a command, an app's descriptor or a timer.
+    fn park(&mut self, now: Instant) -> io::Result<()> {
+        self.inbox.parked.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if self.inbox.commands.is_empty() {
+            let mut deadline = [self.engine.next_timeout(), self.drain_at]
+                .into_iter()
+                .flatten()
+                .min();
+            if self.port.has_unsent() {
+                deadline = Some(now + UNSENT_RETRY);
+            }
+            if self.aborted_at.is_some() {
+                deadline = Some(now + UNSENT_RETRY);
+            }
+            let mut waiting = vec![PollFd::new(&self.inbox.wake, PollFlags::IN)];
+            waiting.extend(
+                self.port
+                    .fds()
+                    .into_iter()
+                    .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+            );
+            let readiness: Vec<_> = self
+                .engine
+                .apps()
+                .filter_map(|app| app.readiness())
+                .collect();
+            for app in &readiness {
+                deadline = [deadline, app.next_timeout()].into_iter().flatten().min();
+                waiting.push(PollFd::from_borrowed_fd(app.fd(), PollFlags::IN));
+            }
+            let timeout = deadline.map(|at| timespec(at.since(now)));
+            match poll(&mut waiting, timeout.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.inbox.parked.store(false, Ordering::Relaxed);
+        let mut counter = [0; 8];
+        // Empty when it was not the one that woke us.
+        let _ = rustix::io::read(self.inbox.wake.as_fd(), &mut counter);
+        Ok(())
+    }
+}
+
+/// The monotonic clock of the system.
+pub fn clock() -> Instant {
+    let now = clock_gettime(ClockId::Monotonic);
+    Instant(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: duration.as_secs() as i64,
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}

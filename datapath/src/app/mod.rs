@@ -3,6 +3,8 @@
 //! An [`App`] is sans-IO: callbacks with a [`Conn`] to peek, consume, write and close. An app that
 //! also owns kernel descriptors (the proxy) shows them to the worker through [`Readiness`].
 
+pub mod builtin;
+
 use crate::engine::{Conn, ConnId, Conns};
 use crate::time::Instant;
 use std::os::fd::BorrowedFd;

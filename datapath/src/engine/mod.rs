@@ -1,87 +1,481 @@
-//! (being written)
+//! The engine of one worker: listeners, flow table, token table, timers and limits around the
+//! connections. Frames and time come in; frames and calls to apps come out.
+//!
+//! `on_frame`, `on_timeout`, `poll_apps`, `poll_transmit`, `next_timeout` are all there is. Network
+//! input never fails: what is not handled is counted in [`Metrics`].
 
+mod config;
+mod conn;
+mod flow;
+mod listen;
+mod report;
+mod time_wait;
+
+pub use config::{EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig};
+pub use conn::{Conn, ConnId, Conns};
+pub use report::{ConnectionReport, EngineReport, SubflowReport};
+
+use crate::app::{App, CloseCause};
+use crate::crypto::Secrets;
+use crate::metrics::Metrics;
+use crate::mptcp::connection::End;
+use crate::mptcp::{Connection, Mode};
+use crate::port::IfaceId;
+use crate::rand::Entropy;
 use crate::time::Instant;
-use std::net::SocketAddr;
+use crate::wheel::TimerWheel;
+use crate::wire::ParseError;
+use crate::wire::frame::{self, Link, Segment};
+use crate::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
+use flow::{FlowEntry, FlowKey, FlowTable};
+use slab::Slab;
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use time_wait::TimeWaitTable;
 
-/// Names one connection of this worker for as long as it lives; never reused within a generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnId {
-    pub(crate) index: u32,
-    pub(crate) generation: u32,
+/// Stateless answers that may wait for a free frame, per interface.
+const REPLIES_MAX: usize = 1024;
+
+/// One service with the app that serves it.
+struct Service {
+    config: ServiceConfig,
+    app: Box<dyn App>,
 }
 
-/// One connection in the hands of its app.
-pub struct Conn<'a> {
-    _todo: &'a mut (),
+/// A segment of no connection: a RST, or an ACK out of TIME-WAIT.
+struct Reply {
+    link: Link,
+    src: IpAddr,
+    dst: IpAddr,
+    header: TcpHeader,
 }
 
-impl Conn<'_> {
-    pub fn id(&self) -> ConnId {
-        todo!()
+/// What an interface is waiting to send.
+#[derive(Default)]
+struct TransmitQueue {
+    replies: VecDeque<Reply>,
+    /// Subflows that have something to send, each once.
+    subflows: VecDeque<(ConnId, usize)>,
+}
+
+pub struct Engine {
+    config: EngineConfig,
+    services: Vec<Service>,
+    connections: Slab<Box<Connection>>,
+    next_generation: u32,
+    half_open: usize,
+    flows: FlowTable,
+    tokens: HashMap<u32, u32, rustc_hash::FxBuildHasher>,
+    time_wait: TimeWaitTable,
+    wheel: TimerWheel<ConnId>,
+    expired: Vec<ConnId>,
+    touched: Vec<ConnId>,
+    transmit: Vec<TransmitQueue>,
+    secrets: Secrets,
+    entropy: Box<dyn Entropy>,
+    draining: bool,
+    pub metrics: Metrics,
+}
+
+impl Engine {
+    /// `apps` in the order of `config.services`.
+    pub fn new(
+        config: EngineConfig,
+        apps: Vec<Box<dyn App>>,
+        now: Instant,
+        mut entropy: Box<dyn Entropy>,
+    ) -> Engine {
+        assert_eq!(config.services.len(), apps.len(), "one app per service");
+        let secrets = Secrets::generate(&mut *entropy);
+        let services = config.services.iter().cloned().zip(apps);
+        Engine {
+            services: services
+                .map(|(config, app)| Service { config, app })
+                .collect(),
+            connections: Slab::new(),
+            next_generation: 0,
+            half_open: 0,
+            flows: FlowTable::new(&mut *entropy),
+            tokens: HashMap::default(),
+            time_wait: TimeWaitTable::new(config.time_wait, config.time_wait_max),
+            wheel: TimerWheel::new(now),
+            expired: Vec::new(),
+            touched: Vec::new(),
+            transmit: config
+                .interfaces
+                .iter()
+                .map(|_| TransmitQueue::default())
+                .collect(),
+            secrets,
+            entropy,
+            draining: false,
+            metrics: Metrics::default(),
+            config,
+        }
     }
-    /// The clock of this turn.
-    pub fn now(&self) -> Instant {
-        todo!()
+
+    /// Takes in one frame.
+    pub fn on_frame(&mut self, now: Instant, iface: IfaceId, frame: &[u8]) {
+        self.metrics.rx_frames += 1;
+        self.metrics.rx_bytes += frame.len() as u64;
+        match Segment::parse(frame) {
+            Ok(segment) => self.on_segment(now, iface, &segment),
+            Err(error) => {
+                let counter = match error {
+                    ParseError::Truncated => &mut self.metrics.drop_truncated,
+                    ParseError::NotTcp => &mut self.metrics.drop_not_tcp,
+                    ParseError::Fragment => &mut self.metrics.drop_fragment,
+                    ParseError::BadHeader => &mut self.metrics.drop_bad_header,
+                    ParseError::BadIpChecksum => &mut self.metrics.drop_bad_ip_checksum,
+                    ParseError::BadTcpChecksum => &mut self.metrics.drop_bad_tcp_checksum,
+                    ParseError::TooDeep => &mut self.metrics.drop_too_deep,
+                };
+                *counter += 1;
+            }
+        }
     }
-    /// The client's address of the initial subflow, even after that subflow closed.
-    pub fn peer_addr(&self) -> SocketAddr {
-        todo!()
+
+    fn on_segment(&mut self, now: Instant, iface: IfaceId, segment: &Segment<'_>) {
+        let key = FlowKey::of_segment(segment);
+        match self.flows.lookup(&key) {
+            Some(FlowEntry::Subflow {
+                connection,
+                subflow,
+            }) => {
+                let index = connection as usize;
+                let connection = &mut self.connections[index];
+                let received =
+                    connection.on_segment(subflow as usize, now, iface, segment, &mut self.metrics);
+                if received.answer_reset {
+                    self.reply_reset(iface, segment);
+                }
+                self.settle(index, now, &segment.payload[received.in_place]);
+            }
+            Some(FlowEntry::TimeWait(entry)) => {
+                self.on_time_wait_segment(now, iface, segment, key, entry)
+            }
+            None => self.on_unknown(now, iface, segment, key),
+        }
     }
-    /// The server's address of the initial subflow.
-    pub fn local_addr(&self) -> SocketAddr {
-        todo!()
+
+    /// Fires every timer that is due.
+    pub fn on_timeout(&mut self, now: Instant) {
+        let mut expired = std::mem::take(&mut self.expired);
+        self.wheel.expire(now, &mut |id| expired.push(id));
+        for id in expired.drain(..) {
+            let index = id.index as usize;
+            let Some(connection) = self.connections.get_mut(index).filter(|c| c.id == id) else {
+                continue;
+            };
+            // An entry that a later, earlier deadline overtook: that one fires by itself.
+            if connection.wheel_at.is_some_and(|at| at > now) {
+                continue;
+            }
+            connection.wheel_at = None;
+            connection.on_timeout(now, &mut self.metrics);
+            self.settle(index, now, &[]);
+        }
+        self.expired = expired;
+        while let Some(key) = self.time_wait.pop_expired(now) {
+            self.flows.remove(&key);
+        }
     }
-    /// The first contiguous stretch of unread bytes, where they lie. Empty: nothing to read.
-    pub fn peek(&self) -> &[u8] {
-        todo!()
+
+    /// When `on_timeout` is wanted next.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        [self.wheel.next_expiry(), self.time_wait.next_expiry()]
+            .into_iter()
+            .flatten()
+            .min()
     }
-    /// Takes `n` bytes of what `peek` showed; the window opens accordingly.
-    pub fn consume(&mut self, n: usize) {
-        let _ = n;
-        todo!()
+
+    /// Lets apps with descriptors of their own act. Returns whether any of them did.
+    pub fn poll_apps(&mut self, now: Instant) -> bool {
+        let mut touched = std::mem::take(&mut self.touched);
+        let mut worked = false;
+        for service in &mut self.services {
+            if let Some(readiness) = service.app.readiness() {
+                let mut conns = Conns {
+                    connections: &mut self.connections,
+                    metrics: &mut self.metrics,
+                    touched: &mut touched,
+                    now,
+                };
+                worked |= readiness.poll(now, &mut conns);
+            }
+        }
+        for id in touched.drain(..) {
+            if self
+                .connections
+                .get(id.index as usize)
+                .is_some_and(|c| c.id == id)
+            {
+                self.settle(id.index as usize, now, &[]);
+            }
+        }
+        self.touched = touched;
+        worked
     }
-    /// The peer's stream ended and everything was consumed.
-    pub fn peer_finished(&self) -> bool {
-        todo!()
+
+    /// The apps, for the worker to watch their descriptors.
+    pub fn apps(&mut self) -> impl Iterator<Item = &mut Box<dyn App>> {
+        self.services.iter_mut().map(|s| &mut s.app)
     }
-    /// Bytes that `write` takes now.
-    pub fn writable_bytes(&self) -> usize {
-        todo!()
+
+    /// Whether `iface` has something to send.
+    pub fn wants_transmit(&self, iface: IfaceId) -> bool {
+        let queue = &self.transmit[usize::from(iface.0)];
+        !queue.replies.is_empty() || !queue.subflows.is_empty()
     }
-    /// Takes as much as there is room for and returns how much; `on_writable` follows a short one.
-    pub fn write(&mut self, bytes: &[u8]) -> usize {
-        let _ = bytes;
-        todo!()
+
+    /// Writes the next frame to leave on `iface`; returns its length, 0 if there is none.
+    pub fn poll_transmit(&mut self, now: Instant, iface: IfaceId, frame: &mut [u8]) -> usize {
+        let written = self.next_frame(now, iface, frame);
+        if written > 0 {
+            self.metrics.tx_frames += 1;
+            self.metrics.tx_bytes += written as u64;
+        }
+        written
     }
-    /// The next contiguous free stretch of the send buffer, to fill and then `commit`. Empty:
-    /// no room (`on_writable` follows).
-    pub fn write_slice(&mut self) -> &mut [u8] {
-        todo!()
+
+    fn next_frame(&mut self, now: Instant, iface: IfaceId, frame: &mut [u8]) -> usize {
+        let queue = usize::from(iface.0);
+        if let Some(reply) = self.transmit[queue].replies.pop_front() {
+            return frame::emit(
+                frame,
+                &reply.link,
+                reply.src,
+                reply.dst,
+                0,
+                &reply.header,
+                0,
+                0,
+            );
+        }
+        while let Some((id, subflow)) = self.transmit[queue].subflows.pop_front() {
+            let index = id.index as usize;
+            let Some(connection) = self.connections.get_mut(index).filter(|c| c.id == id) else {
+                continue;
+            };
+            let Some(state) = connection.subflows.get_mut(subflow) else {
+                continue;
+            };
+            state.queued = false;
+            if state.iface != iface {
+                self.enqueue(index);
+                continue;
+            }
+            let written = connection.transmit(subflow, now, frame, &mut self.metrics);
+            self.after_transmit(index, now);
+            if written > 0 {
+                return written;
+            }
+        }
+        0
     }
-    /// Queues the first `n` bytes of what `write_slice` gave.
-    pub fn commit(&mut self, n: usize) {
-        let _ = n;
-        todo!()
+
+    /// No new connections: a SYN gets a RST, so that a balancer tries elsewhere.
+    pub fn drain(&mut self) {
+        self.draining = true;
     }
-    /// No more writes: the peer sees the end of the stream after everything queued.
-    pub fn close_write(&mut self) {
-        todo!()
+
+    pub fn is_draining(&self) -> bool {
+        self.draining
     }
-    /// Ends both directions at once: MP_FASTCLOSE or RST.
-    pub fn abort(&mut self) {
-        todo!()
+
+    /// Connections that are open or opening.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Ends every connection with MP_FASTCLOSE or RST.
+    pub fn abort_all(&mut self, now: Instant) {
+        let indexes: Vec<usize> = self.connections.iter().map(|(index, _)| index).collect();
+        for index in indexes {
+            self.connections[index].abort(End::Aborted, &mut self.metrics);
+            self.settle(index, now, &[]);
+        }
+    }
+
+    /// After anything that touched a connection: tells its app, ends what has ended, and enters
+    /// what is left to do in the queues and the wheel.
+    fn settle(&mut self, index: usize, now: Instant, in_place: &[u8]) {
+        let connection = &mut self.connections[index];
+        let app = &mut self.services[connection.service].app;
+        if connection.events.opened {
+            connection.events.opened = false;
+            connection.app_opened = true;
+            self.half_open -= 1;
+            app.on_open(&mut Conn::new(connection, &mut self.metrics, now, &[]));
+        }
+        let mut left = in_place;
+        if connection.events.readable && connection.app_opened && !connection.app_closed {
+            connection.events.readable = false;
+            let mut conn = Conn::new(connection, &mut self.metrics, now, in_place);
+            app.on_readable(&mut conn);
+            left = &in_place[in_place.len() - conn.unread_in_place()..];
+        }
+        if !left.is_empty() {
+            connection.rcv.keep_unread(left);
+        }
+        if connection.write_blocked
+            && connection.end.is_none()
+            && connection.snd.free() >= connection.snd.limit() / 4
+        {
+            connection.write_blocked = false;
+            app.on_writable(&mut Conn::new(connection, &mut self.metrics, now, &[]));
+        }
+        if let Some(end) = connection.end
+            && connection.app_opened
+            && !connection.app_closed
+            && (end != End::Finished || connection.rcv.unread_bytes() == 0 || connection.is_gone())
+        {
+            connection.app_closed = true;
+            connection.rcv.discard();
+            app.on_closed(connection.id, CloseCause::from(end));
+        }
+        connection.after_progress(now);
+        connection.refresh(now);
+        self.after_transmit(index, now);
+    }
+
+    /// Takes what retired out of the tables, frees a connection that is gone, queues the rest.
+    fn after_transmit(&mut self, index: usize, now: Instant) {
+        let connection = &mut self.connections[index];
+        while let Some(retired) = connection.retired.pop() {
+            let key = FlowKey::new(retired.local, retired.remote);
+            match retired.time_wait {
+                None => self.flows.remove(&key),
+                Some(state) => {
+                    self.metrics.time_wait_entered += 1;
+                    let (entry, evicted) = self.time_wait.insert(now, key, state);
+                    self.flows.insert(key, FlowEntry::TimeWait(entry));
+                    if let Some(evicted) = evicted {
+                        self.metrics.time_wait_overflow += 1;
+                        self.flows.remove(&evicted);
+                    }
+                }
+            }
+        }
+        if connection.is_gone() {
+            self.remove_connection(index);
+            return;
+        }
+        let deadline = connection.next_deadline();
+        if let Some(at) = deadline
+            && connection.wheel_at.is_none_or(|entered| at < entered)
+        {
+            connection.wheel_at = Some(at);
+            self.wheel.schedule(at, connection.id);
+        }
+        self.enqueue(index);
+    }
+
+    fn enqueue(&mut self, index: usize) {
+        let connection = &mut self.connections[index];
+        for subflow in 0..connection.subflows.capacity() {
+            let Some(state) = connection.subflows.get(subflow) else {
+                continue;
+            };
+            if state.queued || !connection.wants_transmit(subflow) {
+                continue;
+            }
+            let state = &mut connection.subflows[subflow];
+            state.queued = true;
+            self.transmit[usize::from(state.iface.0)]
+                .subflows
+                .push_back((connection.id, subflow));
+        }
+    }
+
+    fn remove_connection(&mut self, index: usize) {
+        let connection = self.connections.remove(index);
+        if connection.mode != Mode::Tcp || connection.token != 0 {
+            self.tokens.remove(&connection.token);
+        }
+        if connection.app_opened {
+            self.metrics.connections_closed += 1;
+            if !connection.app_closed {
+                let cause = CloseCause::from(connection.end.unwrap_or(End::PeerAborted));
+                self.services[connection.service]
+                    .app
+                    .on_closed(connection.id, cause);
+            }
+        } else {
+            self.half_open -= 1;
+        }
+    }
+
+    /// RFC 9293 §3.5.2, §3.10.7.1: the RST for a segment of no connection. RFC 7323 §5.2: it carries
+    /// TSval 0 and echoes theirs.
+    fn reply_reset(&mut self, iface: IfaceId, segment: &Segment<'_>) {
+        self.reply_reset_with(iface, segment, None);
+    }
+
+    fn reply_reset_with(
+        &mut self,
+        iface: IfaceId,
+        segment: &Segment<'_>,
+        reason: Option<crate::wire::mptcp::MpTcprst>,
+    ) {
+        let theirs = &segment.tcp;
+        if theirs.flags.contains(TcpFlags::RST) {
+            return;
+        }
+        let mut options = TcpOptions {
+            timestamps: theirs.options.timestamps.map(|ts| Timestamps {
+                tsval: 0,
+                tsecr: ts.tsval,
+            }),
+            ..TcpOptions::default()
+        };
+        options.mptcp.tcprst = reason;
+        let (seq, ack, flags) = if theirs.flags.contains(TcpFlags::ACK) {
+            (theirs.ack, crate::seq::TcpSeq(0), TcpFlags::RST)
+        } else {
+            let ack = theirs.seq + segment.segment_len();
+            (crate::seq::TcpSeq(0), ack, TcpFlags::RST | TcpFlags::ACK)
+        };
+        self.metrics.resets_sent += 1;
+        self.metrics.mp_rst_tx += u64::from(reason.is_some());
+        self.reply(
+            iface,
+            segment,
+            TcpHeader {
+                src_port: theirs.dst_port,
+                dst_port: theirs.src_port,
+                seq,
+                ack,
+                flags,
+                window: 0,
+                urgent: 0,
+                options,
+            },
+        );
+    }
+
+    fn reply(&mut self, iface: IfaceId, segment: &Segment<'_>, header: TcpHeader) {
+        let queue = &mut self.transmit[usize::from(iface.0)].replies;
+        if queue.len() >= REPLIES_MAX {
+            self.metrics.replies_dropped += 1;
+            return;
+        }
+        queue.push_back(Reply {
+            link: segment.link.reversed(),
+            src: segment.dst,
+            dst: segment.src,
+            header,
+        });
     }
 }
 
-/// All connections of the worker, for apps that act outside a callback.
-pub struct Conns<'a> {
-    _todo: &'a mut (),
-}
-
-impl Conns<'_> {
-    /// `None`: it is gone.
-    pub fn with<R>(&mut self, id: ConnId, f: impl FnOnce(&mut Conn<'_>) -> R) -> Option<R> {
-        let _ = (id, f);
-        todo!()
+impl From<End> for CloseCause {
+    fn from(end: End) -> CloseCause {
+        match end {
+            End::Finished => CloseCause::Finished,
+            End::PeerAborted => CloseCause::PeerAborted,
+            End::Aborted => CloseCause::Aborted,
+            End::TimedOut => CloseCause::TimedOut,
+        }
     }
 }

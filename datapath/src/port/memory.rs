@@ -4,6 +4,7 @@
 
 use super::{FrameAccounts, IfaceId, Port};
 use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
 
 /// Frames handed out per interface and turn.
 const BATCH_FRAMES: usize = 64;
@@ -112,17 +113,6 @@ impl MemoryPort {
     pub fn counters(&self) -> MemoryCounters {
         self.counters
     }
-
-    pub fn accounts(&self) -> FrameAccounts {
-        let count = |f: fn(&Queues) -> usize| self.queues.iter().map(|q| f(q) as u64).sum();
-        FrameAccounts {
-            free: self.free.len() as u64,
-            in_kernel: count(|q| q.arrived.len() + q.sent.len()),
-            held: count(|q| q.written.len()),
-            lent: 0,
-            total: self.config.frames as u64,
-        }
-    }
 }
 
 impl Port for MemoryPort {
@@ -170,6 +160,25 @@ impl Port for MemoryPort {
 
     fn interfaces(&self) -> usize {
         self.queues.len()
+    }
+
+    fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    fn has_unsent(&self) -> bool {
+        false
+    }
+
+    fn accounts(&mut self) -> FrameAccounts {
+        let count = |f: fn(&Queues) -> usize| self.queues.iter().map(|q| f(q) as u64).sum();
+        FrameAccounts {
+            free: self.free.len() as u64,
+            in_kernel: count(|q| q.arrived.len() + q.sent.len()),
+            held: count(|q| q.written.len()),
+            lent: 0,
+            total: self.config.frames as u64,
+        }
     }
 }
 

@@ -5,6 +5,8 @@ pub mod pcap;
 #[cfg(feature = "xsk")]
 pub mod xsk;
 
+use std::os::fd::BorrowedFd;
+
 /// An interface of this worker, counted from 0 in the order of the config.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IfaceId(pub u8);
@@ -26,6 +28,15 @@ pub trait Port {
 
     /// Interfaces of this port.
     fn interfaces(&self) -> usize;
+
+    /// Descriptors that become readable when frames have arrived.
+    fn fds(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// Written frames that the kernel has not taken yet: another `flush` is wanted soon.
+    fn has_unsent(&self) -> bool;
+
+    /// Where all frames are.
+    fn accounts(&mut self) -> FrameAccounts;
 }
 
 /// Where all frames of a port are at this moment, read from the ring counters.

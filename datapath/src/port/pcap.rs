@@ -90,6 +90,18 @@ impl<P: Port, W: Write, C: FnMut() -> Duration> Port for PcapPort<P, W, C> {
     fn interfaces(&self) -> usize {
         self.inner.interfaces()
     }
+
+    fn fds(&self) -> Vec<std::os::fd::BorrowedFd<'_>> {
+        self.inner.fds()
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.inner.has_unsent()
+    }
+
+    fn accounts(&mut self) -> super::FrameAccounts {
+        self.inner.accounts()
+    }
 }
 
 /// As in `epb_flags`, bits 0 and 1.

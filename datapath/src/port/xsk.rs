@@ -126,33 +126,9 @@ impl XskPort {
         })
     }
 
-    /// Descriptors to wait on for frames: readable when an RX ring holds some.
-    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.interfaces.iter().flatten().map(Queue::fd)
-    }
-
     /// The largest frame in octets, Ethernet header included, that can be sent or received.
     pub fn max_frame_len(&self) -> usize {
         max_frame_len(self.frame_size) as usize
-    }
-
-    /// Frames that the kernel refused so far (its queue was full) wait in a TX ring: a worker must
-    /// not sleep for long before its next `flush`.
-    pub fn has_unsent(&self) -> bool {
-        self.interfaces.iter().flatten().any(|queue| queue.unsent)
-    }
-
-    /// Where all frames are. Between turns `held` is 0.
-    pub fn accounts(&mut self) -> FrameAccounts {
-        let mut sum = FrameAccounts::default();
-        for queue in self.interfaces.iter_mut().flatten() {
-            let occupancy = queue.occupancy();
-            sum.free += queue.free.len() as u64;
-            sum.held += (queue.outgoing.len() + queue.unfilled.len()) as u64;
-            sum.in_kernel += occupancy.in_kernel();
-            sum.total += queue.total;
-        }
-        sum
     }
 
     /// Rings and kernel statistics of every queue, in the order of [`sockets`](Self::sockets).
@@ -204,6 +180,26 @@ impl Port for XskPort {
 
     fn interfaces(&self) -> usize {
         self.interfaces.len()
+    }
+
+    fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.interfaces.iter().flatten().map(Queue::fd).collect()
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.interfaces.iter().flatten().any(|queue| queue.unsent)
+    }
+
+    fn accounts(&mut self) -> FrameAccounts {
+        let mut sum = FrameAccounts::default();
+        for queue in self.interfaces.iter_mut().flatten() {
+            let occupancy = queue.occupancy();
+            sum.free += queue.free.len() as u64;
+            sum.held += (queue.outgoing.len() + queue.unfilled.len()) as u64;
+            sum.in_kernel += occupancy.in_kernel();
+            sum.total += queue.total;
+        }
+        sum
     }
 }
 

@@ -1,1 +1,47 @@
-//! (being written)
+//! TCP of one subflow: round-trip time, congestion control, the send side with its retransmissions
+//! and the receive side with its reassembly. Nothing here knows of data sequence numbers but as
+//! opaque marks on what was sent.
+
+pub mod congestion;
+pub mod receiver;
+pub mod rtt;
+pub mod sender;
+pub mod timestamp;
+
+/// RFC 9293 §3.3.2, as far as a passive opener meets them. TIME-WAIT is not here: it is a compact
+/// record of the engine, not a subflow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    SynReceived,
+    Established,
+    FinWait1,
+    FinWait2,
+    CloseWait,
+    Closing,
+    LastAck,
+}
+
+impl State {
+    /// Our FIN has not been sent: new data may go out.
+    pub fn may_send(self) -> bool {
+        matches!(self, State::Established | State::CloseWait)
+    }
+
+    /// The peer's FIN has not come: new data may come in.
+    pub fn may_receive(self) -> bool {
+        matches!(self, State::Established | State::FinWait1 | State::FinWait2)
+    }
+
+    /// As `ss` prints it.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::SynReceived => "SYN-RECV",
+            State::Established => "ESTAB",
+            State::FinWait1 => "FIN-WAIT-1",
+            State::FinWait2 => "FIN-WAIT-2",
+            State::CloseWait => "CLOSE-WAIT",
+            State::Closing => "CLOSING",
+            State::LastAck => "LAST-ACK",
+        }
+    }
+}

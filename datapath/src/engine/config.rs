@@ -1,0 +1,83 @@
+//! What an engine is told at start.
+
+use crate::time::Duration;
+use std::net::SocketAddr;
+
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// In the order of [`crate::port::IfaceId`].
+    pub interfaces: Vec<InterfaceConfig>,
+    pub services: Vec<ServiceConfig>,
+    /// Our number among `owners`: `server_id * workers + worker`. Tokens and TSvals carry it.
+    pub owner: u32,
+    /// Servers times workers.
+    pub owners: u32,
+    /// Low bits of TSval that hold the owner.
+    pub owner_bits: u32,
+    /// Connections, half-open ones included.
+    pub connections_max: usize,
+    /// Initial subflows in SYN-RECEIVED.
+    pub half_open_max: usize,
+    pub subflows_per_connection_max: usize,
+    /// The window of one connection, shared by its subflows.
+    pub receive_buffer_bytes: usize,
+    /// Octets that an app may have written and the peer not yet acknowledged.
+    pub send_buffer_bytes: usize,
+    pub time_wait: Duration,
+    pub time_wait_max: usize,
+    /// How long subflow FINs are held for the peer's once both streams have ended.
+    pub fin_hold: Duration,
+    /// How long the peer may take to end its subflows once both streams have ended.
+    pub fin_timeout: Duration,
+    /// Retransmissions of one segment before its subflow is given up.
+    pub retries_max: u32,
+    pub syn_ack_retries_max: u32,
+}
+
+impl EngineConfig {
+    /// The defaults for these interfaces and services: one server, one worker.
+    pub fn new(interfaces: Vec<InterfaceConfig>, services: Vec<ServiceConfig>) -> EngineConfig {
+        EngineConfig {
+            interfaces,
+            services,
+            owner: 0,
+            owners: 1,
+            owner_bits: 8,
+            connections_max: 100_000,
+            half_open_max: 16_384,
+            subflows_per_connection_max: 8,
+            receive_buffer_bytes: 1 << 20,
+            send_buffer_bytes: 1 << 20,
+            time_wait: Duration::from_secs(60),
+            time_wait_max: 65_536,
+            fin_hold: Duration::from_secs(1),
+            fin_timeout: Duration::from_secs(60),
+            retries_max: 10,
+            syn_ack_retries_max: 5,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct InterfaceConfig {
+    /// Octets of an IP packet.
+    pub mtu: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    pub name: String,
+    pub listen: Vec<SocketAddr>,
+    /// Ask for DSS checksums (RFC 8684 §3.1: A SHOULD be 1). They are used if either side asks.
+    pub checksum: bool,
+    pub joins: JoinPolicy,
+}
+
+/// To which ports of our addresses a subflow may be joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JoinPolicy {
+    /// RFC 8684 §3.2: the token alone says which connection is meant.
+    AnyPort,
+    /// Only where a service listens.
+    ServicePorts,
+}

@@ -1,0 +1,86 @@
+//! The flow table: 4-tuple to subflow, keyed so that a peer cannot choose collisions.
+
+use crate::rand::Entropy;
+use crate::wire::frame::Segment;
+use hashbrown::HashMap;
+use siphasher::sip::SipHasher13;
+use std::hash::BuildHasher;
+use std::net::{IpAddr, SocketAddr};
+
+/// Both ends of a flow; IPv4 addresses in their IPv6-mapped form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct FlowKey {
+    local: u128,
+    remote: u128,
+    ports: u32,
+}
+
+impl FlowKey {
+    pub(super) fn new(local: SocketAddr, remote: SocketAddr) -> FlowKey {
+        FlowKey {
+            local: address_bits(local.ip()),
+            remote: address_bits(remote.ip()),
+            ports: u32::from(local.port()) << 16 | u32::from(remote.port()),
+        }
+    }
+
+    /// The flow that a received segment belongs to.
+    pub(super) fn of_segment(segment: &Segment<'_>) -> FlowKey {
+        FlowKey {
+            local: address_bits(segment.dst),
+            remote: address_bits(segment.src),
+            ports: u32::from(segment.tcp.dst_port) << 16 | u32::from(segment.tcp.src_port),
+        }
+    }
+}
+
+fn address_bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FlowEntry {
+    Subflow { connection: u32, subflow: u32 },
+    TimeWait(u32),
+}
+
+pub(super) struct FlowTable(HashMap<FlowKey, FlowEntry, SipState>);
+
+impl FlowTable {
+    pub(super) fn new(entropy: &mut dyn Entropy) -> FlowTable {
+        FlowTable(HashMap::with_hasher(SipState(
+            entropy.next_u64(),
+            entropy.next_u64(),
+        )))
+    }
+
+    pub(super) fn lookup(&self, key: &FlowKey) -> Option<FlowEntry> {
+        self.0.get(key).copied()
+    }
+
+    pub(super) fn insert(&mut self, key: FlowKey, entry: FlowEntry) {
+        self.0.insert(key, entry);
+    }
+
+    pub(super) fn remove(&mut self, key: &FlowKey) {
+        self.0.remove(key);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+#[derive(Clone)]
+struct SipState(u64, u64);
+
+impl BuildHasher for SipState {
+    type Hasher = SipHasher13;
+
+    fn build_hasher(&self) -> SipHasher13 {
+        SipHasher13::new_with_keys(self.0, self.1)
+    }
+}

@@ -1,0 +1,317 @@
+//! What belongs to no known flow: SYNs that open a connection, SYNs that join one, and the rest.
+
+use super::flow::{FlowEntry, FlowKey};
+use super::{ConnId, Engine, JoinPolicy};
+use crate::buffer::ByteRing;
+use crate::crypto;
+use crate::mptcp::connection::{Connection, Settings};
+use crate::mptcp::receive::{RST_MPTCP_SPECIFIC, RST_NO_RESOURCES, RST_PROHIBITED};
+use crate::mptcp::{Handshake, Mode, Subflow};
+use crate::port::IfaceId;
+use crate::seq::DataSeq;
+use crate::tcp::State;
+use crate::tcp::receiver::Receiver;
+use crate::tcp::sender::Sender;
+use crate::tcp::timestamp::{TsClock, TsState};
+use crate::time::Instant;
+use crate::wire::frame::Segment;
+use crate::wire::mptcp::{CapableContent, MpCapable, MpJoin, MpTcprst};
+use crate::wire::tcp::TcpFlags;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+/// Draws per owner before MP_CAPABLE is given up for this connection.
+const KEY_DRAWS_PER_OWNER: u32 = 64;
+/// RFC 9293 §3.7.1: a peer that sends no MSS option takes this much.
+const MSS_DEFAULT_V4: u16 = 536;
+const MSS_DEFAULT_V6: u16 = 1220;
+/// RFC 7323 §2.3.
+const WINDOW_SHIFT_MAX: u8 = 14;
+/// What a subflow may stage beyond a window: one mapping and as much without one.
+const STAGING_SLACK_BYTES: usize = 3 * 65_536;
+
+impl Engine {
+    /// RFC 9293 §3.10.7.1 and §3.10.7.2.
+    pub(super) fn on_unknown(
+        &mut self,
+        now: Instant,
+        iface: IfaceId,
+        segment: &Segment<'_>,
+        key: FlowKey,
+    ) {
+        let flags = segment.tcp.flags;
+        let opens = flags.contains(TcpFlags::SYN)
+            && !flags.contains(TcpFlags::ACK)
+            && !flags.contains(TcpFlags::RST)
+            && !flags.contains(TcpFlags::FIN);
+        if !opens {
+            self.metrics.no_flow += 1;
+            self.reply_reset(iface, segment);
+            return;
+        }
+        if let Some(join) = segment.tcp.options.mptcp.join {
+            self.on_join(now, iface, segment, key, join);
+        } else {
+            self.on_open(now, iface, segment, key);
+        }
+    }
+
+    fn on_open(&mut self, now: Instant, iface: IfaceId, segment: &Segment<'_>, key: FlowKey) {
+        let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
+        let remote = SocketAddr::new(segment.src, segment.tcp.src_port);
+        let Some(service) = self
+            .services
+            .iter()
+            .position(|s| s.config.listen.contains(&local))
+        else {
+            self.metrics.no_flow += 1;
+            self.reply_reset(iface, segment);
+            return;
+        };
+        if self.draining {
+            self.reply_reset(iface, segment);
+            return;
+        }
+        if self.connections.len() >= self.config.connections_max
+            || self.half_open >= self.config.half_open_max
+        {
+            self.metrics.listen_overflows += 1;
+            return;
+        }
+        let capable = segment.tcp.options.mptcp.capable;
+        self.metrics.mp_capable_syn_rx += u64::from(capable.is_some());
+        let asks_checksum = self.services[service].config.checksum;
+        let key_and_token = match capable {
+            Some(capable) if speaks_our_version(&capable) => self.draw_key(),
+            Some(_) => {
+                self.metrics.mp_capable_refused += 1;
+                None
+            }
+            None => None,
+        };
+        self.next_generation = self.next_generation.wrapping_add(1);
+        let vacant = self.connections.vacant_key();
+        let id = ConnId {
+            index: vacant as u32,
+            generation: self.next_generation,
+        };
+        let settings = Settings {
+            receive_buffer_bytes: self.config.receive_buffer_bytes,
+            send_buffer_bytes: self.config.send_buffer_bytes,
+            subflows_max: self.config.subflows_per_connection_max,
+            fin_hold: self.config.fin_hold,
+            fin_timeout: self.config.fin_timeout,
+            retries_max: self.config.retries_max,
+            syn_ack_retries_max: self.config.syn_ack_retries_max,
+        };
+        let mut connection = Box::new(Connection::new(id, service, settings, local, remote, now));
+        let mut handshake = Handshake::Tcp;
+        if let (Some(capable), Some((local_key, token, idsn))) = (capable, key_and_token) {
+            handshake = Handshake::Capable;
+            connection.mode = Mode::Pending;
+            connection.local_key = local_key;
+            connection.token = token;
+            connection.local_idsn = DataSeq(idsn);
+            // RFC 8684 §3.1: checksums are used if either side asks for them.
+            connection.checksum = asks_checksum || capable.flags & MpCapable::FLAG_CHECKSUM != 0;
+            self.tokens.insert(token, id.index);
+        }
+        let subflow = self.new_subflow(now, iface, segment, handshake, true);
+        let subflow = connection.add_subflow(subflow) as u32;
+        self.connections.insert(connection);
+        self.half_open += 1;
+        self.flows.insert(
+            key,
+            FlowEntry::Subflow {
+                connection: id.index,
+                subflow,
+            },
+        );
+        self.settle(vacant, now, &[]);
+    }
+
+    /// RFC 8684 §3.2: the token names the connection; addresses and ports are free.
+    fn on_join(
+        &mut self,
+        now: Instant,
+        iface: IfaceId,
+        segment: &Segment<'_>,
+        key: FlowKey,
+        join: MpJoin,
+    ) {
+        let MpJoin::Syn {
+            backup,
+            address_id,
+            token,
+            nonce,
+        } = join
+        else {
+            self.metrics.mp_join_rejected += 1;
+            self.refuse_join(iface, segment, RST_MPTCP_SPECIFIC, false);
+            return;
+        };
+        self.metrics.mp_join_syn_rx += 1;
+        let Some(index) = self.tokens.get(&token).map(|&index| index as usize) else {
+            self.metrics.mp_join_no_token += 1;
+            self.refuse_join(iface, segment, RST_MPTCP_SPECIFIC, false);
+            return;
+        };
+        let connection = &self.connections[index];
+        let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
+        let policy = self.services[connection.service].config.joins;
+        let listens = |wanted: &dyn Fn(&SocketAddr) -> bool| {
+            self.services
+                .iter()
+                .any(|s| s.config.listen.iter().any(wanted))
+        };
+        let allowed = match policy {
+            JoinPolicy::AnyPort => listens(&|l| l.ip() == local.ip()),
+            JoinPolicy::ServicePorts => listens(&|l| *l == local),
+        };
+        if !allowed {
+            self.metrics.mp_join_rejected += 1;
+            self.refuse_join(iface, segment, RST_PROHIBITED, false);
+            return;
+        }
+        if connection.mode == Mode::Pending {
+            // It overtook the third ACK of its own connection: its retransmission will be in time.
+            self.metrics.mp_join_rejected += 1;
+            return;
+        }
+        if connection.mode == Mode::Tcp || connection.end.is_some() {
+            // RFC 8684 §3.7: no more subflows after a fallback, nor while it ends.
+            self.metrics.mp_join_rejected += 1;
+            self.refuse_join(iface, segment, RST_MPTCP_SPECIFIC, false);
+            return;
+        }
+        if !connection.has_room_for_subflow() {
+            self.metrics.mp_join_rejected += 1;
+            self.refuse_join(iface, segment, RST_NO_RESOURCES, true);
+            return;
+        }
+        let handshake = Handshake::Join {
+            local_nonce: self.entropy.next_u32(),
+            remote_nonce: nonce,
+        };
+        let mut subflow = self.new_subflow(now, iface, segment, handshake, false);
+        let connection = &mut self.connections[index];
+        subflow.local_id = connection.take_local_id();
+        subflow.remote_id = address_id;
+        subflow.backup = backup;
+        let subflow = connection.add_subflow(subflow) as u32;
+        self.flows.insert(
+            key,
+            FlowEntry::Subflow {
+                connection: index as u32,
+                subflow,
+            },
+        );
+        self.settle(index, now, &[]);
+    }
+
+    fn refuse_join(&mut self, iface: IfaceId, segment: &Segment<'_>, reason: u8, transient: bool) {
+        self.reply_reset_with(iface, segment, Some(MpTcprst { transient, reason }));
+    }
+
+    /// A key whose token is free and names us as its owner (RFC 8684 §3.1), with token and IDSN.
+    fn draw_key(&mut self) -> Option<(u64, u32, u64)> {
+        for _ in 0..KEY_DRAWS_PER_OWNER * self.config.owners {
+            let key = self.entropy.next_u64();
+            let (token, idsn) = crypto::token_and_idsn(key);
+            let ours = mpx_ebpf::owner_of(token, self.config.owners) == self.config.owner;
+            if ours && token != 0 && !self.tokens.contains_key(&token) {
+                return Some((key, token, idsn));
+            }
+        }
+        self.metrics.token_exhausted += 1;
+        None
+    }
+
+    /// A subflow in SYN-RECEIVED for this SYN.
+    fn new_subflow(
+        &mut self,
+        now: Instant,
+        iface: IfaceId,
+        segment: &Segment<'_>,
+        handshake: Handshake,
+        initial: bool,
+    ) -> Subflow {
+        let theirs = &segment.tcp.options;
+        let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
+        let remote = SocketAddr::new(segment.src, segment.tcp.src_port);
+        // RFC 6691: MSS counts neither IP nor TCP options.
+        let mtu = self.config.interfaces[usize::from(iface.0)].mtu;
+        let (headers, mss_default) = if local.is_ipv4() {
+            (40, MSS_DEFAULT_V4)
+        } else {
+            (60, MSS_DEFAULT_V6)
+        };
+        let local_mss = mtu.saturating_sub(headers).min(usize::from(u16::MAX)) as u16;
+        // A peer that claims less than this would only make us send headers.
+        let mss = theirs
+            .mss
+            .unwrap_or(mss_default)
+            .clamp(88, local_mss.max(88));
+        let iss = self.secrets.isn(now, local, remote);
+        let clock = TsClock {
+            offset: self.secrets.timestamp_offset(local, remote),
+            owner: self.config.owner,
+            owner_bits: self.config.owner_bits,
+        };
+        let mut rcv_wscale = 0;
+        while self.config.receive_buffer_bytes >> rcv_wscale > usize::from(u16::MAX)
+            && rcv_wscale < WINDOW_SHIFT_MAX
+        {
+            rcv_wscale += 1;
+        }
+        let window_scaling = theirs.window_scale.is_some();
+        let staging = self.config.receive_buffer_bytes + STAGING_SLACK_BYTES;
+        Subflow {
+            local,
+            remote,
+            iface,
+            link: segment.link.reversed(),
+            state: State::SynReceived,
+            handshake,
+            initial,
+            rx: Receiver::new(segment.tcp.seq, self.config.receive_buffer_bytes),
+            tx: Sender::new(iss, usize::from(mss)),
+            ts: theirs
+                .timestamps
+                .map(|ts| TsState::new(clock, ts.tsval, now)),
+            sack_permitted: theirs.sack_permitted,
+            snd_wscale: theirs.window_scale.unwrap_or(0).min(WINDOW_SHIFT_MAX),
+            rcv_wscale: if window_scaling { rcv_wscale } else { 0 },
+            window_scaling,
+            local_mss,
+            local_id: 0,
+            remote_id: 0,
+            backup: false,
+            mappings: VecDeque::new(),
+            staged: ByteRing::new(staging),
+            reinjections_in_flight: 0,
+            syn_ack_due: true,
+            syn_ack_sent_at: None,
+            syn_ack_transmissions: 0,
+            fourth_ack_due: false,
+            fin_wanted: false,
+            persist_at: None,
+            persist_backoff: 0,
+            probe_due: false,
+            data_fin_due: false,
+            reset: None,
+            queued: false,
+            last_received_at: now,
+            bytes_sent: 0,
+            bytes_received: 0,
+        }
+    }
+}
+
+/// RFC 8684 §3.1: version 1 or later (we answer with 1), B clear, HMAC-SHA256 among the offers.
+fn speaks_our_version(capable: &MpCapable) -> bool {
+    capable.version >= 1
+        && capable.content == CapableContent::Syn
+        && capable.flags & MpCapable::FLAG_EXTENSIBILITY == 0
+        && capable.flags & MpCapable::FLAG_SHA256 != 0
+}

@@ -1,0 +1,103 @@
+//! The state of an engine for people and tests: `mpxd status`.
+
+use super::Engine;
+use crate::mptcp::Mode;
+use crate::time::Instant;
+use serde::Serialize;
+use std::net::SocketAddr;
+
+#[derive(Clone, Debug, Serialize)]
+pub struct EngineReport {
+    pub draining: bool,
+    /// Open ones and half-open ones.
+    pub connections: usize,
+    pub half_open: usize,
+    /// Flow table entries, TIME-WAIT left out.
+    pub flows: usize,
+    pub tokens: usize,
+    pub time_wait: usize,
+    pub conns: Vec<ConnectionReport>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct ConnectionReport {
+    pub service: String,
+    pub peer: SocketAddr,
+    pub local: SocketAddr,
+    /// `tcp`, `pending` or `mptcp`.
+    pub mode: &'static str,
+    pub token: u32,
+    pub checksum: bool,
+    pub age_ms: u64,
+    pub unread_bytes: usize,
+    pub send_buffered_bytes: usize,
+    pub subflows: Vec<SubflowReport>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct SubflowReport {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub iface: u8,
+    pub state: &'static str,
+    pub backup: bool,
+    pub srtt_us: Option<u64>,
+    pub rto_ms: u64,
+    pub cwnd_bytes: usize,
+    pub mss_bytes: usize,
+    pub in_flight_bytes: usize,
+    pub retransmits: u64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+}
+
+impl Engine {
+    /// Everything now, with at most `conns_max` connections listed.
+    pub fn report(&self, now: Instant, conns_max: usize) -> EngineReport {
+        let list = self.connections.iter().take(conns_max);
+        EngineReport {
+            draining: self.draining,
+            connections: self.connections.len(),
+            half_open: self.half_open,
+            flows: self.flows.len() - self.time_wait.len(),
+            tokens: self.tokens.len(),
+            time_wait: self.time_wait.len(),
+            conns: list
+                .map(|(_, c)| ConnectionReport {
+                    service: self.services[c.service].config.name.clone(),
+                    peer: c.peer_addr,
+                    local: c.local_addr,
+                    mode: match c.mode {
+                        Mode::Tcp => "tcp",
+                        Mode::Pending => "pending",
+                        Mode::Mptcp => "mptcp",
+                    },
+                    token: c.token,
+                    checksum: c.checksum,
+                    age_ms: now.since(c.created_at).as_millis() as u64,
+                    unread_bytes: c.rcv.unread_bytes(),
+                    send_buffered_bytes: c.snd.buffered(),
+                    subflows: c
+                        .subflows
+                        .iter()
+                        .map(|(_, s)| SubflowReport {
+                            local: s.local,
+                            remote: s.remote,
+                            iface: s.iface.0,
+                            state: s.state.name(),
+                            backup: s.backup,
+                            srtt_us: s.tx.rtt.srtt().map(|d| d.as_micros() as u64),
+                            rto_ms: s.tx.rtt.rto().as_millis() as u64,
+                            cwnd_bytes: s.tx.cc.cwnd(),
+                            mss_bytes: s.tx.mss,
+                            in_flight_bytes: s.tx.in_flight(),
+                            retransmits: s.tx.retransmits,
+                            bytes_sent: s.bytes_sent,
+                            bytes_received: s.bytes_received,
+                        })
+                        .collect(),
+                })
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! One connection: its keys, its two directions, its subflows and its timers.
+
+use super::data::{DataReceiver, DataSender};
+use super::subflow::{Handshake, Subflow};
+use crate::engine::ConnId;
+use crate::port::IfaceId;
+use crate::seq::DataSeq;
+use crate::tcp::State;
+use crate::tcp::timestamp::TsState;
+use crate::time::{Duration, Instant};
+use crate::wire::frame::Link;
+use slab::Slab;
+use std::net::SocketAddr;
+
+/// RFC 8684 §3.2: address id 0 is the initial subflow's.
+const FIRST_JOIN_ID: u8 = 1;
+
+/// What is spoken on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Plain TCP, from the SYN on or by fallback (RFC 8684 §3.7).
+    Tcp,
+    /// MP_CAPABLE went out in our SYN/ACK; the third ACK decides.
+    Pending,
+    Mptcp,
+}
+
+/// Limits and times of one connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub receive_buffer_bytes: usize,
+    pub send_buffer_bytes: usize,
+    pub subflows_max: usize,
+    /// How long subflow FINs are held for the peer's after the data level closed.
+    pub fin_hold: Duration,
+    /// How long FIN-WAIT-2 and an unanswered end are waited for.
+    pub fin_timeout: Duration,
+    /// Retransmissions of one segment before the subflow is given up.
+    pub retries_max: u32,
+    pub syn_ack_retries_max: u32,
+}
+
+/// What has happened and is to be told to the app.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Events {
+    pub opened: bool,
+    pub readable: bool,
+}
+
+/// A subflow that is gone from the connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Retired {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// It goes on in TIME-WAIT.
+    pub time_wait: Option<TimeWaitState>,
+}
+
+/// All that TIME-WAIT needs of a subflow to answer a late FIN.
+#[derive(Clone, Copy, Debug)]
+pub struct TimeWaitState {
+    pub iface: IfaceId,
+    pub link: Link,
+    pub snd_nxt: crate::seq::TcpSeq,
+    pub rcv_nxt: crate::seq::TcpSeq,
+    pub ts: Option<TsState>,
+}
+
+/// How it ended, once it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Finished,
+    PeerAborted,
+    Aborted,
+    TimedOut,
+}
+
+#[derive(Debug)]
+pub struct Connection {
+    pub id: ConnId,
+    /// Index of the service it belongs to.
+    pub service: usize,
+    pub settings: Settings,
+    pub mode: Mode,
+    pub local_key: u64,
+    pub remote_key: u64,
+    pub token: u32,
+    pub local_idsn: DataSeq,
+    pub remote_idsn: DataSeq,
+    /// DSS checksums both ways (RFC 8684 §3.1, A).
+    pub checksum: bool,
+    /// The peer has shown a DSS: Multipath TCP works both ways, no silent fallback any more.
+    pub confirmed: bool,
+    /// The peer uses 8-octet data sequence numbers; so do we (RFC 8684 §3.3.2).
+    pub eight_octets: bool,
+    pub subflows: Slab<Subflow>,
+    pub next_local_id: u8,
+    pub rcv: DataReceiver,
+    pub snd: DataSender,
+    /// The subflow that data came in on last: it carries window updates.
+    pub last_received_on: usize,
+    pub peer_addr: SocketAddr,
+    pub local_addr: SocketAddr,
+    pub created_at: Instant,
+
+    /// Data-level retransmission (RFC 8684 §3.3.6).
+    pub data_rto_at: Option<Instant>,
+    pub data_rto_backoff: u32,
+    /// Then our subflow FINs leave, even without the peer's.
+    pub fin_hold_at: Option<Instant>,
+    /// Then whatever is left is reset.
+    pub give_up_at: Option<Instant>,
+
+    pub events: Events,
+    /// The app was told that it is open.
+    pub app_opened: bool,
+    /// The app wants to know when there is room to write.
+    pub write_blocked: bool,
+    pub end: Option<End>,
+    /// The app was told of the end.
+    pub app_closed: bool,
+    pub retired: Vec<Retired>,
+    /// Deadline under which this connection is entered in the timer wheel.
+    pub wheel_at: Option<Instant>,
+}
+
+impl Connection {
+    pub fn new(
+        id: ConnId,
+        service: usize,
+        settings: Settings,
+        local: SocketAddr,
+        remote: SocketAddr,
+        now: Instant,
+    ) -> Connection {
+        Connection {
+            id,
+            service,
+            settings,
+            mode: Mode::Tcp,
+            local_key: 0,
+            remote_key: 0,
+            token: 0,
+            local_idsn: DataSeq(0),
+            remote_idsn: DataSeq(0),
+            checksum: false,
+            confirmed: false,
+            eight_octets: true,
+            subflows: Slab::with_capacity(1),
+            next_local_id: FIRST_JOIN_ID,
+            rcv: DataReceiver::new(settings.receive_buffer_bytes),
+            snd: DataSender::new(settings.send_buffer_bytes),
+            last_received_on: 0,
+            peer_addr: remote,
+            local_addr: local,
+            created_at: now,
+            data_rto_at: None,
+            data_rto_backoff: 0,
+            fin_hold_at: None,
+            give_up_at: None,
+            events: Events::default(),
+            app_opened: false,
+            write_blocked: false,
+            end: None,
+            app_closed: false,
+            retired: Vec::new(),
+            wheel_at: None,
+        }
+    }
+
+    /// The handshake of the initial subflow is not over.
+    pub fn is_half_open(&self) -> bool {
+        !self.app_opened && !self.events.opened && self.end.is_none()
+    }
+
+    /// Nothing is left of it.
+    pub fn is_gone(&self) -> bool {
+        self.subflows.is_empty()
+    }
+
+    /// Both streams have ended and both ends know it.
+    pub fn streams_closed(&self) -> bool {
+        self.snd.fin_acked() && self.rcv.fin_taken()
+    }
+
+    /// The window to advertise on a subflow with this shift: the field and what it means in octets.
+    /// One shared window, relative to DATA_ACK (RFC 8684 §3.3.1).
+    pub fn advertised_window(&self, shift: u8) -> (u16, usize) {
+        let field = (self.rcv.window_bytes() >> shift).min(usize::from(u16::MAX));
+        (field as u16, field << shift)
+    }
+
+    /// A window update is worth a segment (RFC 9293 §3.8.6.2.2).
+    pub fn window_update_due(&self) -> bool {
+        let mss = self
+            .subflows
+            .get(self.last_received_on)
+            .map_or(1460, |s| s.tx.mss);
+        self.rcv.window_gain_bytes() >= (self.rcv.limit_bytes() / 2).min(2 * mss)
+            && !self.rcv.fin_taken()
+    }
+
+    /// The earliest timer of all.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let own = [self.data_rto_at, self.fin_hold_at, self.give_up_at]
+            .into_iter()
+            .flatten();
+        own.chain(self.subflows.iter().filter_map(|(_, s)| s.next_deadline()))
+            .min()
+    }
+
+    /// Does whatever is due at `now`.
+    pub fn on_timeout(&mut self, now: Instant, metrics: &mut crate::metrics::Metrics) {
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        for index in 0..self.subflows.capacity() {
+            let Some(subflow) = self.subflows.get_mut(index) else {
+                continue;
+            };
+            if due(subflow.rx.delayed_ack_at) {
+                subflow.rx.delayed_ack_at = None;
+                subflow.rx.ack_now = true;
+            }
+            if due(subflow.persist_at) {
+                subflow.persist_backoff = (subflow.persist_backoff + 1).min(8);
+                subflow.persist_at = None;
+                subflow.probe_due = true;
+            }
+            if due(subflow.tx.rto_at) {
+                self.on_retransmission_timeout(index, now, metrics);
+            }
+        }
+        if due(self.data_rto_at) {
+            self.on_data_timeout(now, metrics);
+        }
+        if due(self.fin_hold_at) {
+            self.fin_hold_at = None;
+            for (_, subflow) in &mut self.subflows {
+                subflow.fin_wanted = true;
+            }
+        }
+        if due(self.give_up_at) {
+            self.give_up_at = None;
+            metrics.give_up_timeouts += 1;
+            self.end.get_or_insert(End::TimedOut);
+            self.reset_all(super::subflow::Reset::default());
+        }
+    }
+
+    fn on_retransmission_timeout(
+        &mut self,
+        index: usize,
+        now: Instant,
+        metrics: &mut crate::metrics::Metrics,
+    ) {
+        let (retries_max, syn_ack_retries_max) =
+            (self.settings.retries_max, self.settings.syn_ack_retries_max);
+        let subflow = &mut self.subflows[index];
+        if subflow.state == State::SynReceived {
+            subflow.tx.rtt.on_timeout();
+            if subflow.syn_ack_transmissions > syn_ack_retries_max {
+                metrics.syn_ack_timeouts += 1;
+                self.drop_subflow(index, End::TimedOut);
+            } else {
+                subflow.tx.rto_at = None;
+                subflow.syn_ack_due = true;
+            }
+            return;
+        }
+        if subflow.tx.flight_is_empty() {
+            subflow.tx.rto_at = None;
+            return;
+        }
+        metrics.tcp_timeouts += 1;
+        subflow.tx.on_timeout(now);
+        let backoff = subflow.tx.rtt.backoff();
+        let others = self
+            .subflows
+            .iter()
+            .any(|(i, s)| i != index && s.is_usable());
+        if backoff > retries_max || (others && backoff > retries_max / 2) {
+            metrics.subflow_timeouts += 1;
+            self.reinject_flight(index, metrics);
+            // RFC 8684 §3.6 reason 0x05: unacceptable performance.
+            self.reset_subflow(index, 0x05);
+            if self.subflows.iter().all(|(_, s)| s.reset.is_some()) {
+                self.end.get_or_insert(End::TimedOut);
+            }
+        } else if others {
+            // RFC 8684 §3.3.6: what is stuck here may go elsewhere.
+            self.reinject_flight(index, metrics);
+        }
+    }
+
+    /// Adds a subflow in SYN-RECEIVED and returns its index.
+    pub fn add_subflow(&mut self, subflow: Subflow) -> usize {
+        self.subflows.insert(subflow)
+    }
+
+    /// No subflow but the initial one was ever taken in.
+    pub fn never_joined(&self) -> bool {
+        self.next_local_id == FIRST_JOIN_ID
+    }
+
+    /// Whether one more may join.
+    pub fn has_room_for_subflow(&self) -> bool {
+        self.subflows.len() < self.settings.subflows_max
+    }
+
+    /// An address id for the next join.
+    pub fn take_local_id(&mut self) -> u8 {
+        let id = self.next_local_id;
+        self.next_local_id = self
+            .next_local_id
+            .checked_add(1)
+            .unwrap_or(FIRST_JOIN_ID + 1);
+        id
+    }
+
+    /// Falls back to plain TCP on the one subflow there is (RFC 8684 §3.7): subflow and data
+    /// sequence stay in step from here on.
+    pub fn fall_back(&mut self) {
+        debug_assert!(self.subflows.len() <= 1);
+        self.mode = Mode::Tcp;
+        self.checksum = false;
+        for (_, subflow) in &mut self.subflows {
+            subflow.handshake = Handshake::Tcp;
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What goes where: lowest RTT first over the subflows that are fit, reinjection of what got stuck,
+//! the data-level timer and the persist timer.
+//!
+//! Segments are cut when a subflow is about to send, never before it was chosen.
+
+use super::connection::{Connection, End, Mode};
+use super::subflow::{Reset, Subflow};
+use crate::metrics::Metrics;
+use crate::seq::DataSeq;
+use crate::tcp::State;
+use crate::tcp::rtt::{RTO_INITIAL, RTO_MAX};
+use crate::time::{Duration, Instant};
+
+/// Reinjected at a time when the data level alone lost something.
+const DATA_RETRANSMIT_BYTES: usize = 64 * 1024;
+/// Unanswered data-level retransmissions after which the peer is taken for gone.
+const DATA_RETRIES_MAX: u32 = 12;
+
+impl Connection {
+    /// The subflow for the next new data: the lowest srtt among those with room in both their
+    /// congestion window and their peer's window; backups only if no other one works
+    /// (RFC 8684 §3.3.8).
+    pub fn best_subflow(&self) -> Option<usize> {
+        let any_regular = self
+            .subflows
+            .iter()
+            .any(|(_, s)| s.is_usable() && !s.backup);
+        self.subflows
+            .iter()
+            .filter(|(_, s)| s.is_usable() && (!s.backup || !any_regular))
+            .filter(|(_, s)| !s.tx.has_lost() && s.tx.cwnd_room() && s.tx.window_room() > 0)
+            .min_by_key(|(_, s)| s.tx.rtt.srtt().unwrap_or(Duration::MAX))
+            .map(|(index, _)| index)
+    }
+
+    /// Any subflow that can carry a signal, the fastest first.
+    pub fn signal_subflow(&self) -> Option<usize> {
+        let open = |s: &Subflow| s.state != State::SynReceived && s.reset.is_none();
+        self.subflows
+            .iter()
+            .filter(|(_, s)| open(s))
+            .min_by_key(|(_, s)| (s.tx.rtt.backoff(), s.tx.rtt.srtt().unwrap_or(Duration::MAX)))
+            .map(|(index, _)| index)
+    }
+
+    /// New data or a reinjection that subflow `index` is to send now, at most `payload_max` octets.
+    pub fn next_new_data(&self, index: usize, payload_max: usize) -> Option<(DataSeq, usize)> {
+        let unsent = self.snd.unsent();
+        if unsent == 0 || self.best_subflow() != Some(index) {
+            return None;
+        }
+        let wanted = unsent.min(payload_max);
+        let room = self
+            .snd
+            .window_room()
+            .min(self.subflows[index].tx.window_room());
+        // RFC 9293 §3.8.6.2.1: no silly segments while an acknowledgment is on its way.
+        if room == 0 || (room < wanted && self.anything_in_flight()) {
+            return None;
+        }
+        Some((self.snd.snd_nxt, wanted.min(room)))
+    }
+
+    fn anything_in_flight(&self) -> bool {
+        self.subflows.iter().any(|(_, s)| !s.tx.flight_is_empty())
+    }
+
+    /// Whether subflow `index` has anything to send now.
+    pub fn wants_transmit(&self, index: usize) -> bool {
+        let Some(subflow) = self.subflows.get(index) else {
+            return false;
+        };
+        if subflow.reset.is_some() {
+            return true;
+        }
+        if subflow.state == State::SynReceived {
+            return subflow.syn_ack_due;
+        }
+        subflow.rx.ack_now
+            || subflow.fourth_ack_due
+            || subflow.probe_due
+            || subflow.data_fin_due
+            || subflow.tx.retransmission_ready()
+            || self.reinjection_ready(index)
+            || self.fin_ready(index)
+            || self.next_new_data(index, subflow.tx.mss).is_some()
+    }
+
+    pub fn reinjection_ready(&self, index: usize) -> bool {
+        !self.snd.reinject.is_empty()
+            && self
+                .subflows
+                .get(index)
+                .is_some_and(|s| s.tx.window_room() > 0)
+            && self.best_subflow() == Some(index)
+    }
+
+    /// Our FIN on this subflow can leave: nothing is left to be sent on it.
+    pub fn fin_ready(&self, index: usize) -> bool {
+        let Some(subflow) = self.subflows.get(index) else {
+            return false;
+        };
+        // Plain TCP has no DATA_FIN: the FIN itself ends the stream.
+        let due = match self.mode {
+            Mode::Tcp => self.snd.fin_queued && self.snd.unsent() == 0,
+            _ => subflow.fin_wanted,
+        };
+        due && subflow.state.may_send() && !subflow.tx.has_lost()
+    }
+
+    /// Sets what follows from the state as a whole: the persist timer, a DATA_FIN without data, and
+    /// window updates. Called once after every change.
+    pub fn refresh(&mut self, now: Instant) {
+        if self.window_update_due()
+            && let Some(subflow) = self.subflows.get_mut(self.last_received_on)
+            && subflow.state != State::SynReceived
+        {
+            subflow.rx.ack_now = true;
+        }
+        if self.mode == Mode::Mptcp
+            && self.snd.fin_ready()
+            && let Some(index) = self.signal_subflow()
+        {
+            self.subflows[index].data_fin_due = true;
+        }
+        let blocked = self.snd.unsent() > 0 && !self.anything_in_flight();
+        if blocked
+            && let Some(index) = self.signal_subflow()
+            && self
+                .snd
+                .window_room()
+                .min(self.subflows[index].tx.window_room())
+                == 0
+        {
+            let subflow = &mut self.subflows[index];
+            if subflow.persist_at.is_none() && !subflow.probe_due {
+                let wait = subflow
+                    .tx
+                    .rtt
+                    .rto()
+                    .saturating_mul(1 << subflow.persist_backoff)
+                    .min(RTO_MAX);
+                subflow.persist_at = Some(now + wait);
+            }
+        }
+    }
+
+    /// RFC 8684 §3.3.6: a data-level timer, above those of the subflows.
+    pub fn arm_data_timer(&mut self, now: Instant) {
+        if self.mode == Mode::Mptcp
+            && self.data_rto_at.is_none()
+            && self.snd.snd_una.before(self.snd.snd_nxt)
+        {
+            let slowest = self
+                .subflows
+                .iter()
+                .map(|(_, s)| s.tx.rtt.rto())
+                .max()
+                .unwrap_or(RTO_INITIAL);
+            let wait = (slowest * 2)
+                .saturating_mul(1 << self.data_rto_backoff.min(8))
+                .min(RTO_MAX);
+            self.data_rto_at = Some(now + wait);
+        }
+    }
+
+    /// The data-level timer expired. What the subflows still have in flight is theirs to repeat;
+    /// what they delivered and the peer's data level did not acknowledge is sent again.
+    pub fn on_data_timeout(&mut self, now: Instant, metrics: &mut Metrics) {
+        self.data_rto_at = None;
+        if !self.snd.snd_una.before(self.snd.snd_nxt) {
+            return;
+        }
+        metrics.data_timeouts += 1;
+        self.data_rto_backoff += 1;
+        if self.data_rto_backoff > DATA_RETRIES_MAX {
+            self.end.get_or_insert(End::TimedOut);
+            self.reset_all(Reset::default());
+            return;
+        }
+        if self.snd.all_acked_but_fin() {
+            // RFC 8684 §3.3.3: the DATA_FIN is repeated until it is acknowledged.
+            for (_, subflow) in &mut self.subflows {
+                subflow.data_fin_due = subflow.state != State::SynReceived;
+            }
+        } else if !self.anything_in_flight() {
+            self.snd
+                .mark_reinject(self.snd.snd_una, DATA_RETRANSMIT_BYTES);
+        }
+        self.arm_data_timer(now);
+    }
+}

@@ -1,0 +1,232 @@
+//! One subflow: its addresses, its TCP, and what Multipath TCP keeps for each.
+
+use crate::buffer::ByteRing;
+use crate::port::IfaceId;
+use crate::seq::{DataSeq, TcpSeq};
+use crate::tcp::State;
+use crate::tcp::receiver::Receiver;
+use crate::tcp::sender::Sender;
+use crate::tcp::timestamp::TsState;
+use crate::time::Instant;
+use crate::wire::frame::Link;
+use crate::wire::mptcp::MpTcprst;
+use crate::wire::tcp::TcpHeader;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+/// Mappings announced and not yet used up; a peer that announces more has the surplus ignored.
+const MAPPINGS_MAX: usize = 256;
+
+/// What octets of a subflow are at data level, as announced by the peer (RFC 8684 §3.3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Where it begins on the subflow.
+    pub seq: TcpSeq,
+    pub dsn: DataSeq,
+    /// Octets of text; the DATA_FIN's is not counted.
+    pub len: usize,
+    pub checksum: Option<u16>,
+    /// The data-level length included a DATA_FIN.
+    pub data_fin: bool,
+}
+
+impl Mapping {
+    pub fn end(&self) -> TcpSeq {
+        self.seq + self.len
+    }
+
+    /// Both put the same octet at the same place.
+    fn agrees_with(&self, other: &Mapping) -> bool {
+        self.dsn.offset_from(other.dsn) == i64::from(self.seq.offset_from(other.seq))
+    }
+}
+
+/// The mapping under which a segment of ours left. It never changes: a retransmission repeats it.
+#[derive(Clone, Copy, Debug)]
+pub struct SentMapping {
+    pub seq: TcpSeq,
+    pub dsn: DataSeq,
+    /// Octets, the DATA_FIN's included.
+    pub len: u16,
+    pub checksum: Option<u16>,
+    pub data_fin: bool,
+    /// A second copy of octets that another subflow carried first.
+    pub reinjection: bool,
+}
+
+/// How a subflow in SYN-RECEIVED is to be completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// Plain TCP from the SYN on.
+    Tcp,
+    /// Our SYN/ACK carries MP_CAPABLE.
+    Capable,
+    /// A join (RFC 8684 §3.2).
+    Join { local_nonce: u32, remote_nonce: u32 },
+}
+
+#[derive(Debug)]
+pub struct Subflow {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// Where the last valid segment came in and where answers go.
+    pub iface: IfaceId,
+    /// From us to the peer.
+    pub link: Link,
+    pub state: State,
+    pub handshake: Handshake,
+    pub initial: bool,
+    pub rx: Receiver,
+    pub tx: Sender<SentMapping>,
+    /// Both sides sent the option in their SYN (RFC 7323 §3.2).
+    pub ts: Option<TsState>,
+    pub sack_permitted: bool,
+    /// Peer's shift, and ours; both 0 unless both sides sent the option (RFC 7323 §2.2).
+    pub snd_wscale: u8,
+    pub rcv_wscale: u8,
+    pub window_scaling: bool,
+    /// MSS that our SYN/ACK announces.
+    pub local_mss: u16,
+    pub local_id: u8,
+    pub remote_id: u8,
+    /// The peer asked us to send here only when nothing else works (RFC 8684 §3.3.8).
+    pub backup: bool,
+    pub mappings: VecDeque<Mapping>,
+    /// In order on the subflow, waiting for a mapping or for the rest of one; ends at `rx.rcv_nxt`.
+    pub staged: ByteRing,
+    /// Segments in flight that are reinjections: with none, data sequence numbers only grow.
+    pub reinjections_in_flight: usize,
+    pub syn_ack_due: bool,
+    pub syn_ack_sent_at: Option<Instant>,
+    pub syn_ack_transmissions: u32,
+    pub fourth_ack_due: bool,
+    /// Our FIN is to leave once everything sent here is through.
+    pub fin_wanted: bool,
+    /// Persist timer (RFC 9293 §3.8.6.1).
+    pub persist_at: Option<Instant>,
+    pub persist_backoff: u32,
+    pub probe_due: bool,
+    /// A DATA_FIN without data is to leave here.
+    pub data_fin_due: bool,
+    /// A RST is to leave, and this is the end of the subflow.
+    pub reset: Option<Reset>,
+    /// A segment of another kind to be answered by a pure ACK already waits in the engine's queue.
+    pub queued: bool,
+    pub last_received_at: Instant,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+}
+
+/// What a RST of ours says beside "reset".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Reset {
+    pub fastclose_key: Option<u64>,
+    pub reason: Option<MpTcprst>,
+    pub fail_dsn: Option<u64>,
+}
+
+impl Subflow {
+    /// New data may be scheduled here: it is open, we are not closing it and it is not stuck in
+    /// timeouts.
+    pub fn is_usable(&self) -> bool {
+        self.state.may_send()
+            && !self.fin_wanted
+            && self.reset.is_none()
+            && self.tx.rtt.backoff() == 0
+    }
+
+    pub fn window_of(&self, header: &TcpHeader) -> usize {
+        usize::from(header.window) << self.snd_wscale
+    }
+
+    /// Relative subflow sequence number; our SYN is 0 (RFC 8684 §3.3.1).
+    pub fn relative_sent(&self, seq: TcpSeq) -> u32 {
+        seq.0.wrapping_sub(self.tx.iss.0)
+    }
+
+    /// Takes in a mapping the peer announced. `false`: it contradicts an earlier one, which stands
+    /// (RFC 8684 §3.3.1: a mapping never changes).
+    pub fn announce(&mut self, mut mapping: Mapping) -> bool {
+        if mapping.end().at_or_before(self.undelivered_from()) {
+            return true;
+        }
+        let at = self
+            .mappings
+            .partition_point(|m| m.seq.at_or_before(mapping.seq));
+        if let Some(before) = at.checked_sub(1).and_then(|i| self.mappings.get(i))
+            && before.end().after(mapping.seq)
+        {
+            if !before.agrees_with(&mapping) {
+                return false;
+            }
+            let known = before.end().min(mapping.end()).distance(mapping.seq);
+            if known == mapping.len || mapping.checksum.is_some() {
+                return true;
+            }
+            mapping.seq += known;
+            mapping.dsn += known;
+            mapping.len -= known;
+        }
+        if let Some(after) = self.mappings.get(at)
+            && mapping.end().after(after.seq)
+        {
+            return after.agrees_with(&mapping);
+        }
+        if self.mappings.len() < MAPPINGS_MAX {
+            self.mappings.insert(at, mapping);
+        }
+        true
+    }
+
+    /// The mapping that covers `seq`; those that end before it are dropped.
+    pub fn mapping_at(&mut self, seq: TcpSeq) -> Option<Mapping> {
+        while self
+            .mappings
+            .front()
+            .is_some_and(|m| m.end().at_or_before(seq))
+        {
+            self.mappings.pop_front();
+        }
+        self.mappings
+            .front()
+            .filter(|m| m.seq.at_or_before(seq))
+            .copied()
+    }
+
+    /// Keeps octets that are in order until they are mapped and verified.
+    pub fn staged_push(&mut self, octets: &[u8]) {
+        let stored = self.staged.push(octets);
+        debug_assert_eq!(stored, octets.len(), "staging holds a window and a mapping");
+    }
+
+    /// First octet in subflow order that the data level has not had.
+    pub fn undelivered_from(&self) -> TcpSeq {
+        self.rx.rcv_nxt - self.staged.len()
+    }
+
+    /// The lowest data sequence number that may have to be sent again here.
+    pub fn lowest_outstanding(&self) -> Option<DataSeq> {
+        let dsn =
+            |s: &crate::tcp::sender::Sent<SentMapping>| s.mark.dsn + s.seq.distance(s.mark.seq);
+        let mut with_text = self.tx.flight().filter(|s| s.len > 0);
+        if self.reinjections_in_flight == 0 {
+            return with_text.next().map(dsn);
+        }
+        with_text.map(dsn).reduce(DataSeq::min)
+    }
+
+    /// The earliest of this subflow's timers.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        [self.tx.rto_at, self.rx.delayed_ack_at, self.persist_at]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// All timers off: the subflow is over.
+    pub fn stop_timers(&mut self) {
+        self.tx.rto_at = None;
+        self.rx.delayed_ack_at = None;
+        self.persist_at = None;
+    }
+}

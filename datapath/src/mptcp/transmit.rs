@@ -1,0 +1,475 @@
+//! Frames go out: what a subflow has to send, most urgent first, written once into a free frame.
+
+use super::connection::{Connection, End, Mode};
+use super::subflow::{Handshake, SentMapping};
+use crate::crypto;
+use crate::metrics::Metrics;
+use crate::seq::{DataSeq, TcpSeq};
+use crate::tcp::State;
+use crate::time::Instant;
+use crate::wire::checksum;
+use crate::wire::frame;
+use crate::wire::mptcp::{
+    CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFail, MpFastclose, MpJoin,
+};
+use crate::wire::tcp::{SackBlocks, TcpFlags, TcpHeader, TcpOptions, Timestamps};
+
+impl Connection {
+    /// Writes the next frame of subflow `index`; returns its length, 0 if there is nothing to send.
+    pub fn transmit(
+        &mut self,
+        index: usize,
+        now: Instant,
+        frame: &mut [u8],
+        metrics: &mut Metrics,
+    ) -> usize {
+        let Some(subflow) = self.subflows.get(index) else {
+            return 0;
+        };
+        if subflow.reset.is_some() {
+            return self.transmit_reset(index, frame, metrics);
+        }
+        if subflow.state == State::SynReceived {
+            return if subflow.syn_ack_due {
+                self.transmit_syn_ack(index, now, frame, metrics)
+            } else {
+                0
+            };
+        }
+        let written = self.transmit_text(index, now, frame, metrics);
+        if written > 0 {
+            return written;
+        }
+        if self.fin_ready(index) {
+            return self.transmit_fin(index, now, frame, metrics);
+        }
+        let subflow = &self.subflows[index];
+        if subflow.data_fin_due || subflow.rx.ack_now || subflow.fourth_ack_due || subflow.probe_due
+        {
+            return self.transmit_ack(index, now, frame, metrics);
+        }
+        0
+    }
+
+    /// Retransmission, then reinjection, then new data.
+    fn transmit_text(
+        &mut self,
+        index: usize,
+        now: Instant,
+        frame: &mut [u8],
+        metrics: &mut Metrics,
+    ) -> usize {
+        let subflow = &self.subflows[index];
+        if subflow.tx.retransmission_ready()
+            && let Some((at, sent)) = subflow.tx.next_lost()
+        {
+            metrics.tcp_retrans_segs += 1;
+            let dsn = sent.mark.dsn + sent.seq.distance(sent.mark.seq);
+            let mut mapping = (sent.len > 0).then_some(sent.mark);
+            let written = self.write_segment(
+                index,
+                now,
+                frame,
+                sent.seq,
+                sent.fin,
+                dsn,
+                sent.len,
+                &mut mapping,
+            );
+            self.subflows[index].tx.on_retransmitted(now, at);
+            return written;
+        }
+        if !subflow.state.may_send() || subflow.fin_wanted && self.mode == Mode::Mptcp {
+            return 0;
+        }
+        let mut payload_max = subflow.tx.mss.saturating_sub(self.text_options_len(index));
+        if frame.len() < payload_max + 128 {
+            payload_max = frame.len().saturating_sub(128);
+        }
+        let reinjection = if self.reinjection_ready(index) {
+            self.snd
+                .take_reinject(payload_max.min(self.subflows[index].tx.window_room()))
+        } else {
+            None
+        };
+        let Some((dsn, len)) = reinjection.or_else(|| self.next_new_data(index, payload_max))
+        else {
+            return 0;
+        };
+        let last = reinjection.is_none() && self.snd.fin_queued && dsn + len == self.snd.end();
+        let data_fin = last && self.mode == Mode::Mptcp;
+        let seq = self.subflows[index].tx.snd_nxt;
+        let mapping = SentMapping {
+            seq,
+            dsn,
+            len: (len + usize::from(data_fin)) as u16,
+            checksum: None,
+            data_fin,
+            reinjection: reinjection.is_some(),
+        };
+        let mut mapping = Some(mapping);
+        let written = self.write_segment(index, now, frame, seq, false, dsn, len, &mut mapping);
+        let Some(mapping) = mapping else {
+            return written;
+        };
+        let subflow = &mut self.subflows[index];
+        subflow.tx.on_sent(now, len, false, mapping);
+        subflow.reinjections_in_flight += usize::from(mapping.reinjection);
+        subflow.bytes_sent += len as u64;
+        if reinjection.is_none() {
+            self.snd.on_sent(len, data_fin);
+        }
+        self.arm_data_timer(now);
+        written
+    }
+
+    fn transmit_fin(
+        &mut self,
+        index: usize,
+        now: Instant,
+        frame: &mut [u8],
+        metrics: &mut Metrics,
+    ) -> usize {
+        let subflow = &self.subflows[index];
+        let seq = subflow.tx.snd_nxt;
+        let mark = SentMapping {
+            seq,
+            dsn: self.snd.snd_nxt,
+            len: 0,
+            checksum: None,
+            data_fin: false,
+            reinjection: false,
+        };
+        let written = self.write_segment(index, now, frame, seq, true, mark.dsn, 0, &mut None);
+        if self.mode == Mode::Tcp {
+            self.snd.on_fin_sent();
+        }
+        let subflow = &mut self.subflows[index];
+        subflow.tx.on_sent(now, 0, true, mark);
+        subflow.state = match subflow.state {
+            State::CloseWait => State::LastAck,
+            _ => State::FinWait1,
+        };
+        metrics.fins_sent += 1;
+        written
+    }
+
+    /// A segment without text: acknowledgment, window update, probe, fourth ACK or bare DATA_FIN.
+    fn transmit_ack(
+        &mut self,
+        index: usize,
+        now: Instant,
+        frame: &mut [u8],
+        metrics: &mut Metrics,
+    ) -> usize {
+        let subflow = &self.subflows[index];
+        // RFC 9293 §3.8.6.1: a probe is a segment the peer must answer: one octet before what it
+        // expects next.
+        let seq = if subflow.probe_due {
+            subflow.tx.snd_una - 1
+        } else {
+            subflow.tx.snd_nxt
+        };
+        metrics.zero_window_probes += u64::from(subflow.probe_due);
+        let data_fin = subflow.data_fin_due && self.mode == Mode::Mptcp && self.snd.fin_queued;
+        let mut options = self.base_options(index, now);
+        if data_fin && let Some(dss) = &mut options.mptcp.dss {
+            // RFC 8684 §3.3.3: without data it maps nothing: subflow sequence 0, length 1.
+            let dsn = self.snd.end();
+            dss.data_fin = true;
+            dss.mapping = Some(DssMapping {
+                dsn: self.width(dsn),
+                subflow_seq: 0,
+                len: 1,
+                checksum: self.checksum.then(|| checksum::dss(dsn.0, 0, 1, 0)),
+            });
+        } else {
+            let room = (TcpOptions::MAX_LEN - options.len()).saturating_sub(4) / 8;
+            if self.subflows[index].sack_permitted {
+                options.sack = self.subflows[index]
+                    .rx
+                    .sack_blocks(room.min(SackBlocks::MAX));
+            }
+        }
+        let written = self.write_headers(index, frame, seq, TcpFlags::ACK, options, 0, 0);
+        if data_fin {
+            if !self.snd.fin_sent() {
+                self.snd.on_fin_sent();
+            }
+            self.arm_data_timer(now);
+        }
+        let subflow = &mut self.subflows[index];
+        subflow.data_fin_due = false;
+        subflow.fourth_ack_due = false;
+        subflow.probe_due = false;
+        if subflow.state == State::Closing && subflow.tx.flight_is_empty() {
+            self.enter_time_wait(index);
+        }
+        written
+    }
+
+    fn transmit_syn_ack(
+        &mut self,
+        index: usize,
+        now: Instant,
+        frame: &mut [u8],
+        metrics: &mut Metrics,
+    ) -> usize {
+        let subflow = &mut self.subflows[index];
+        let mut options = TcpOptions {
+            mss: Some(subflow.local_mss),
+            window_scale: subflow.window_scaling.then_some(subflow.rcv_wscale),
+            sack_permitted: subflow.sack_permitted,
+            timestamps: subflow.ts.map(|ts| ts.option(now)),
+            ..TcpOptions::default()
+        };
+        subflow.syn_ack_due = false;
+        subflow.syn_ack_transmissions += 1;
+        subflow.syn_ack_sent_at = Some(now);
+        subflow.tx.rto_at = Some(now + subflow.tx.rtt.rto());
+        match subflow.handshake {
+            Handshake::Tcp => {}
+            Handshake::Capable => {
+                metrics.mp_capable_syn_ack_tx += 1;
+                let checksum = if self.checksum {
+                    MpCapable::FLAG_CHECKSUM
+                } else {
+                    0
+                };
+                options.mptcp.capable = Some(MpCapable {
+                    version: 1,
+                    flags: MpCapable::FLAG_SHA256 | checksum,
+                    content: CapableContent::SynAck {
+                        sender_key: self.local_key,
+                    },
+                });
+            }
+            Handshake::Join {
+                local_nonce,
+                remote_nonce,
+            } => {
+                metrics.mp_join_syn_ack_tx += 1;
+                // RFC 8684 §3.2: HMAC-B, the listener's key and nonce first.
+                let hmac =
+                    crypto::join_hmac(self.local_key, self.remote_key, local_nonce, remote_nonce);
+                options.mptcp.join = Some(MpJoin::SynAck {
+                    backup: false,
+                    address_id: subflow.local_id,
+                    hmac: crypto::leftmost_64(&hmac),
+                    nonce: local_nonce,
+                });
+            }
+        }
+        // RFC 7323 §2.2: the window of a SYN is never scaled.
+        let window = if subflow.initial {
+            self.rcv.limit_bytes()
+        } else {
+            self.rcv.window_bytes()
+        };
+        let window = window.min(usize::from(u16::MAX));
+        let header = TcpHeader {
+            src_port: subflow.local.port(),
+            dst_port: subflow.remote.port(),
+            seq: subflow.tx.iss,
+            ack: subflow.rx.rcv_nxt,
+            flags: TcpFlags::SYN | TcpFlags::ACK,
+            window: window as u16,
+            urgent: 0,
+            options,
+        };
+        subflow.rx.on_ack_sent(window);
+        if subflow.tx.snd_nxt == subflow.tx.iss {
+            subflow.tx.snd_nxt = subflow.tx.iss + 1;
+        }
+        if !subflow.initial {
+            self.rcv.on_advertised(window);
+        }
+        let subflow = &self.subflows[index];
+        frame::emit(
+            frame,
+            &subflow.link,
+            subflow.local.ip(),
+            subflow.remote.ip(),
+            0,
+            &header,
+            0,
+            0,
+        )
+    }
+
+    /// The last segment of a subflow.
+    fn transmit_reset(&mut self, index: usize, frame: &mut [u8], metrics: &mut Metrics) -> usize {
+        let subflow = &self.subflows[index];
+        let reset = subflow.reset.unwrap_or_default();
+        let mut options = TcpOptions {
+            // RFC 7323 §5.2.
+            timestamps: subflow.ts.map(|ts| Timestamps {
+                tsval: 0,
+                tsecr: ts.recent(),
+            }),
+            ..TcpOptions::default()
+        };
+        options.mptcp.fastclose = reset
+            .fastclose_key
+            .map(|receiver_key| MpFastclose { receiver_key });
+        options.mptcp.tcprst = reset.reason;
+        options.mptcp.fail = reset.fail_dsn.map(|dsn| MpFail { dsn });
+        metrics.resets_sent += 1;
+        metrics.mp_rst_tx += u64::from(reset.reason.is_some());
+        metrics.mp_fail_tx += u64::from(reset.fail_dsn.is_some());
+        let header = TcpHeader {
+            src_port: subflow.local.port(),
+            dst_port: subflow.remote.port(),
+            seq: subflow.tx.snd_nxt,
+            ack: subflow.rx.rcv_nxt,
+            flags: TcpFlags::RST | TcpFlags::ACK,
+            window: 0,
+            urgent: 0,
+            options,
+        };
+        let written = frame::emit(
+            frame,
+            &subflow.link,
+            subflow.local.ip(),
+            subflow.remote.ip(),
+            0,
+            &header,
+            0,
+            0,
+        );
+        self.drop_subflow(index, End::PeerAborted);
+        written
+    }
+
+    /// Octets of options on a segment with text.
+    fn text_options_len(&self, index: usize) -> usize {
+        // Aligned to four octets each: timestamps 12; DSS 4 + DATA_ACK + DSN + 6, checksum 2.
+        let timestamps = if self.subflows[index].ts.is_some() {
+            12
+        } else {
+            0
+        };
+        let dss = match self.mode {
+            Mode::Mptcp => {
+                let width = if self.eight_octets { 8 } else { 4 };
+                (4 + 2 * width + 6 + if self.checksum { 2 } else { 0usize }).next_multiple_of(4)
+            }
+            _ => 0,
+        };
+        timestamps + dss
+    }
+
+    /// Timestamps, and DSS with the DATA_ACK (RFC 8684 §3.3.2: on every segment that may carry it).
+    fn base_options(&self, index: usize, now: Instant) -> TcpOptions {
+        let mut options = TcpOptions {
+            timestamps: self.subflows[index].ts.map(|ts| ts.option(now)),
+            ..TcpOptions::default()
+        };
+        if self.mode == Mode::Mptcp {
+            options.mptcp.dss = Some(Dss {
+                data_ack: Some(self.width(self.rcv.rcv_nxt)),
+                mapping: None,
+                data_fin: false,
+            });
+        }
+        options
+    }
+
+    /// A data sequence number in as many octets as the peer uses (RFC 8684 §3.3.2).
+    fn width(&self, dsn: DataSeq) -> DsnWidth {
+        if self.eight_octets {
+            DsnWidth::Eight(dsn.0)
+        } else {
+            DsnWidth::Four(dsn.0 as u32)
+        }
+    }
+
+    /// Text or FIN under its mapping, which gets its checksum here, once, if one was agreed.
+    #[expect(clippy::too_many_arguments, reason = "all of it names one segment")]
+    fn write_segment(
+        &mut self,
+        index: usize,
+        now: Instant,
+        frame: &mut [u8],
+        seq: TcpSeq,
+        fin: bool,
+        dsn: DataSeq,
+        len: usize,
+        mapping: &mut Option<SentMapping>,
+    ) -> usize {
+        let mut options = self.base_options(index, now);
+        if let (Some(dss), Some(mapping)) = (&mut options.mptcp.dss, &*mapping) {
+            dss.data_fin = mapping.data_fin;
+            dss.mapping = Some(DssMapping {
+                dsn: self.width(mapping.dsn),
+                subflow_seq: self.subflows[index].relative_sent(mapping.seq),
+                len: mapping.len,
+                checksum: self.checksum.then_some(0),
+            });
+        }
+        let subflow = &self.subflows[index];
+        let at = frame::header_len(&subflow.link, &subflow.local.ip(), &options);
+        let (a, b) = self.snd.octets(dsn, len);
+        debug_assert_eq!(a.len() + b.len(), len, "octets in flight are kept");
+        let mut sum = checksum::copy_and_sum(&mut frame[at..at + a.len()], a);
+        if !b.is_empty() {
+            let second = checksum::copy_and_sum(&mut frame[at + a.len()..at + len], b);
+            sum = checksum::combine_at(sum, second, a.len());
+        }
+        if let (Some(dss), Some(mapping)) = (&mut options.mptcp.dss, mapping)
+            && let Some(on_wire) = &mut dss.mapping
+            && self.checksum
+        {
+            // RFC 8684 §3.3.1: over the pseudo-header and the octets, the sum of which is known.
+            let value = *mapping.checksum.get_or_insert_with(|| {
+                checksum::dss(mapping.dsn.0, on_wire.subflow_seq, mapping.len, sum)
+            });
+            on_wire.checksum = Some(value);
+        }
+        let mut flags = TcpFlags::ACK;
+        if fin {
+            flags = flags | TcpFlags::FIN;
+        }
+        if len > 0 && dsn + len == self.snd.end() {
+            flags = flags | TcpFlags::PSH;
+        }
+        self.write_headers(index, frame, seq, flags, options, len, sum)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all of it names one segment")]
+    fn write_headers(
+        &mut self,
+        index: usize,
+        frame: &mut [u8],
+        seq: TcpSeq,
+        flags: TcpFlags,
+        options: TcpOptions,
+        len: usize,
+        sum: u16,
+    ) -> usize {
+        let (window, window_bytes) = self.advertised_window(self.subflows[index].rcv_wscale);
+        self.rcv.on_advertised(window_bytes);
+        let subflow = &mut self.subflows[index];
+        subflow.rx.on_ack_sent(window_bytes);
+        let header = TcpHeader {
+            src_port: subflow.local.port(),
+            dst_port: subflow.remote.port(),
+            seq,
+            ack: subflow.rx.rcv_nxt,
+            flags,
+            window,
+            urgent: 0,
+            options,
+        };
+        frame::emit(
+            frame,
+            &subflow.link,
+            subflow.local.ip(),
+            subflow.remote.ip(),
+            0,
+            &header,
+            len,
+            sum,
+        )
+    }
+}

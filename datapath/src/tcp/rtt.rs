@@ -1,0 +1,112 @@
+//! Round-trip time and retransmission timeout (RFC 6298).
+
+use crate::time::Duration;
+
+/// RFC 6298 §2.1: before the first measurement.
+pub const RTO_INITIAL: Duration = Duration::from_secs(1);
+/// RFC 6298 §2.4 says 1 s; 200 ms is what every large deployment uses, delayed ACKs included.
+pub const RTO_MIN: Duration = Duration::from_millis(200);
+/// RFC 6298 §2.5 allows a ceiling of 60 s or more.
+pub const RTO_MAX: Duration = Duration::from_secs(60);
+
+/// Smoothed round-trip time of one subflow.
+#[derive(Clone, Debug)]
+pub struct RttEstimator {
+    srtt: Option<Duration>,
+    rttvar: Duration,
+    rto: Duration,
+    /// Timeouts in a row without progress.
+    backoff: u32,
+}
+
+impl Default for RttEstimator {
+    fn default() -> Self {
+        RttEstimator {
+            srtt: None,
+            rttvar: Duration::ZERO,
+            rto: RTO_INITIAL,
+            backoff: 0,
+        }
+    }
+}
+
+impl RttEstimator {
+    /// RFC 6298 §2.2, §2.3. The caller holds to Karn's algorithm (§3): no samples from what was
+    /// sent more than once.
+    pub fn on_sample(&mut self, rtt: Duration) {
+        match self.srtt {
+            None => {
+                self.srtt = Some(rtt);
+                self.rttvar = rtt / 2;
+            }
+            Some(srtt) => {
+                self.rttvar = self.rttvar * 3 / 4 + srtt.abs_diff(rtt) / 4;
+                self.srtt = Some(srtt * 7 / 8 + rtt / 8);
+            }
+        }
+        let srtt = self.srtt.unwrap_or(rtt);
+        self.rto = (srtt + self.rttvar * 4).clamp(RTO_MIN, RTO_MAX);
+    }
+
+    /// RFC 6298 §5.5: the timer expired, back it off.
+    pub fn on_timeout(&mut self) {
+        self.backoff = self.backoff.saturating_add(1);
+    }
+
+    /// New data was acknowledged: the path works.
+    pub fn on_progress(&mut self) {
+        self.backoff = 0;
+    }
+
+    pub fn backoff(&self) -> u32 {
+        self.backoff
+    }
+
+    pub fn srtt(&self) -> Option<Duration> {
+        self.srtt
+    }
+
+    pub fn rttvar(&self) -> Duration {
+        self.rttvar
+    }
+
+    /// The timeout now, backed off.
+    pub fn rto(&self) -> Duration {
+        self.rto
+            .saturating_mul(1 << self.backoff.min(16))
+            .min(RTO_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_and_later_samples_follow_rfc_6298_section_2() {
+        let mut rtt = RttEstimator::default();
+        assert_eq!(rtt.rto(), Duration::from_secs(1));
+        rtt.on_sample(Duration::from_millis(100));
+        assert_eq!(rtt.srtt(), Some(Duration::from_millis(100)));
+        assert_eq!(rtt.rto(), Duration::from_millis(300)); // 100 + 4 * 50
+        rtt.on_sample(Duration::from_millis(180));
+        // rttvar = 3/4 * 50 + 1/4 * 80 = 57.5; srtt = 7/8 * 100 + 1/8 * 180 = 110
+        assert_eq!(rtt.srtt(), Some(Duration::from_millis(110)));
+        assert_eq!(rtt.rto(), Duration::from_millis(340));
+    }
+
+    #[test]
+    fn backoff_doubles_to_the_ceiling_and_ends_with_progress() {
+        let mut rtt = RttEstimator::default();
+        rtt.on_sample(Duration::from_millis(1));
+        assert_eq!(rtt.rto(), RTO_MIN);
+        rtt.on_timeout();
+        assert_eq!(rtt.rto(), RTO_MIN * 2);
+        for _ in 0..40 {
+            rtt.on_timeout();
+        }
+        assert_eq!(rtt.rto(), RTO_MAX);
+        rtt.on_progress();
+        assert_eq!(rtt.rto(), RTO_MIN);
+    }
+}

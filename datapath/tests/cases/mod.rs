@@ -1,0 +1,6 @@
+mod close;
+mod fallback;
+mod hostile;
+mod join;
+mod loss;
+mod transfer;

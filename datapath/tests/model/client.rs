@@ -1,0 +1,354 @@
+//! The model client: one connection, Multipath TCP or plain, over any number of subflows.
+//!
+//! Offsets in a stream count from its first octet; the data sequence number of octet `n` is
+//! IDSN + 1 + n, because MP_CAPABLE takes the first number (RFC 8684 §3.1).
+
+mod receive;
+mod transmit;
+
+use super::subflow::{Mapping, Role, Sent, State, Subflow};
+use super::{Rng, dss_checksum, join_hmac, ones_complement, token_and_idsn};
+use mpx_datapath::port::IfaceId;
+use mpx_datapath::seq::TcpSeq;
+use mpx_datapath::time::{Duration, Instant};
+use mpx_datapath::wire::frame::{self, Link, Segment};
+use mpx_datapath::wire::mptcp::{
+    CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFastclose, MpJoin,
+};
+use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+
+const JOIN_ACK_RTO: Duration = Duration::from_millis(300);
+const DATA_RTO: Duration = Duration::from_secs(3);
+const PERSIST: Duration = Duration::from_millis(500);
+
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    pub server: SocketAddr,
+    pub multipath: bool,
+    /// Flag A of our MP_CAPABLE.
+    pub checksum: bool,
+    /// Width of our data sequence numbers and, as long as the server's have 4 octets, DATA_ACKs.
+    pub eight_octets: bool,
+    pub timestamps: bool,
+    pub sack: bool,
+    pub window_scale: Option<u8>,
+    pub mss: u16,
+    pub receive_buffer_bytes: usize,
+    pub segment_bytes: usize,
+    pub flight_segments: usize,
+    /// The DATA_FIN rides on the last octets where there are any.
+    pub data_fin_with_data: bool,
+    pub quirks: Quirks,
+    pub seed: u64,
+}
+
+impl ClientConfig {
+    pub fn new(server: SocketAddr) -> ClientConfig {
+        ClientConfig {
+            server,
+            multipath: true,
+            checksum: false,
+            eight_octets: true,
+            timestamps: true,
+            sack: true,
+            window_scale: Some(7),
+            mss: 1460,
+            receive_buffer_bytes: 256 * 1024,
+            segment_bytes: 1400,
+            flight_segments: 32,
+            data_fin_with_data: false,
+            quirks: Quirks::default(),
+            seed: 1,
+        }
+    }
+
+    pub fn plain(server: SocketAddr) -> ClientConfig {
+        ClientConfig {
+            multipath: false,
+            ..ClientConfig::new(server)
+        }
+    }
+}
+
+/// What goes wrong on purpose, here or in a middlebox on the way to the server.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Quirks {
+    /// The third ACK and all after it come without MPTCP options.
+    pub no_options_after_syn: bool,
+    /// MPTCP options vanish behind the third ACK.
+    pub no_options_after_third_ack: bool,
+    /// The pure third ACK is lost; MP_CAPABLE comes with the first data.
+    pub no_pure_third_ack: bool,
+    pub wrong_join_hmac: bool,
+    /// Keys in the third ACK that nobody exchanged.
+    pub wrong_capable_key: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Handshake,
+    Tcp,
+    Multipath,
+}
+
+#[derive(Debug)]
+pub struct Client {
+    pub config: ClientConfig,
+    pub mode: Mode,
+    pub subflows: Vec<Subflow>,
+    rng: Rng,
+    key: u64,
+    server_key: u64,
+    checksum: bool,
+    /// The server has shown that it takes this for Multipath TCP.
+    confirmed: bool,
+    server_uses_eight_octets: bool,
+    owner: Option<u32>,
+    next_subflow: usize,
+
+    tx: Vec<u8>,
+    tx_closed: bool,
+    data_una: u64,
+    data_nxt: u64,
+    peer_edge: u64,
+    again: VecDeque<(u64, u64)>,
+    data_timer: Option<Instant>,
+    data_fin_timer: Option<Instant>,
+    persist_timer: Option<Instant>,
+    data_fin_sent: bool,
+
+    rx: Vec<u8>,
+    rx_ahead: BTreeMap<u64, Vec<u8>>,
+    rx_fin: Option<u64>,
+    read: usize,
+    reading: bool,
+    our_edge: u64,
+    /// Octets that came from beyond the window we offered.
+    pub beyond_window: u64,
+    pub infinite_mappings: u64,
+    pub fastclosed: bool,
+}
+
+/// Frames go out with these link addresses; the server's answers must turn them round.
+pub fn link(iface: IfaceId) -> Link {
+    Link {
+        src: [2, 0, 0, 0, 1, iface.0],
+        dst: [2, 0, 0, 0, 2, iface.0],
+        ..Link::default()
+    }
+}
+
+impl Client {
+    pub fn new(config: ClientConfig) -> Client {
+        let mut rng = Rng(config.seed);
+        let key = rng.next();
+        Client {
+            config,
+            mode: Mode::Handshake,
+            subflows: Vec::new(),
+            rng,
+            key,
+            server_key: 0,
+            checksum: false,
+            confirmed: false,
+            server_uses_eight_octets: false,
+            owner: None,
+            next_subflow: 0,
+            tx: Vec::new(),
+            tx_closed: false,
+            data_una: 0,
+            data_nxt: 0,
+            peer_edge: 0,
+            again: VecDeque::new(),
+            data_timer: None,
+            data_fin_timer: None,
+            persist_timer: None,
+            data_fin_sent: false,
+            rx: Vec::new(),
+            rx_ahead: BTreeMap::new(),
+            rx_fin: None,
+            read: 0,
+            reading: true,
+            our_edge: 0,
+            beyond_window: 0,
+            infinite_mappings: 0,
+            fastclosed: false,
+        }
+    }
+
+    pub fn connect(&mut self, local: SocketAddr, iface: IfaceId) {
+        assert!(self.subflows.is_empty());
+        let iss = self.rng.next() as u32;
+        self.subflows.push(Subflow::new(
+            local,
+            self.config.server,
+            iface,
+            Role::Initial,
+            iss,
+        ));
+    }
+
+    /// Starts another subflow to `remote`; returns its index.
+    pub fn join(&mut self, local: SocketAddr, remote: SocketAddr, iface: IfaceId) -> usize {
+        let nonce = self.rng.next() as u32;
+        let iss = self.rng.next() as u32;
+        let address_id = self.subflows.len() as u8;
+        let role = Role::Join {
+            address_id,
+            nonce,
+            hmac: [0; 20],
+        };
+        self.subflows
+            .push(Subflow::new(local, remote, iface, role, iss));
+        self.subflows.len() - 1
+    }
+
+    pub fn send(&mut self, octets: &[u8]) {
+        assert!(!self.tx_closed);
+        self.tx.extend_from_slice(octets);
+    }
+
+    pub fn close_write(&mut self) {
+        self.tx_closed = true;
+    }
+
+    /// While `false` the application reads nothing and the window closes.
+    pub fn set_reading(&mut self, reading: bool) {
+        self.reading = reading;
+        if reading && self.read < self.rx.len() {
+            self.read = self.rx.len();
+            for s in &mut self.subflows {
+                s.needs_ack = true;
+            }
+        }
+    }
+
+    /// Resets one subflow without a word to the others.
+    pub fn reset(&mut self, i: usize) {
+        self.subflows[i].reset_due = Some(false);
+    }
+
+    /// MP_FASTCLOSE on a RST of the first living subflow, plain RST on the others
+    /// (RFC 8684 §3.5).
+    pub fn fastclose(&mut self) {
+        let mut first = true;
+        for s in self.subflows.iter_mut().filter(|s| s.alive()) {
+            s.reset_due = Some(std::mem::take(&mut first));
+        }
+    }
+
+    pub fn received(&self) -> &[u8] {
+        &self.rx
+    }
+
+    pub fn established(&self) -> bool {
+        self.mode != Mode::Handshake
+    }
+
+    /// The server's stream ended and all of it is here.
+    pub fn peer_finished(&self) -> bool {
+        self.rx_fin.is_some_and(|at| self.rx.len() as u64 >= at)
+    }
+
+    /// Octets of our stream that the server has acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        self.data_una
+    }
+
+    /// All octets written are acknowledged, and so is the end of the stream.
+    pub fn all_acknowledged(&self) -> bool {
+        self.tx_closed && self.data_una > self.tx.len() as u64
+    }
+
+    /// Nothing is left to do on any subflow.
+    pub fn closed(&self) -> bool {
+        self.subflows
+            .iter()
+            .all(|s| !s.alive() && s.reset_due.is_none() || s.finished())
+    }
+
+    /// Whether a frame is for this client.
+    pub fn owns(&self, frame: &[u8]) -> bool {
+        Segment::parse(frame).is_ok_and(|segment| {
+            let to = SocketAddr::new(segment.dst, segment.tcp.dst_port);
+            self.subflows.iter().any(|s| s.local == to)
+        })
+    }
+
+    /// Where it stands, for a message.
+    pub fn describe(&self) -> String {
+        let subflows: Vec<String> = self
+            .subflows
+            .iter()
+            .map(|s| {
+                format!(
+                    "  {} {:?} una {} nxt {} flight {} rcv {} tries {} fin {}/{:?} timer {:?}",
+                    s.local,
+                    s.state,
+                    s.snd_una,
+                    s.snd_nxt,
+                    s.in_flight(),
+                    s.rcv_nxt,
+                    s.tries,
+                    s.fin_sent,
+                    s.peer_fin,
+                    s.timer
+                )
+            })
+            .collect();
+        format!(
+            "client {:?} sent {} of {} (closed {}) acknowledged {} edge {} received {} of {:?}\n{}",
+            self.mode,
+            self.data_nxt,
+            self.tx.len(),
+            self.tx_closed,
+            self.data_una,
+            self.peer_edge,
+            self.rx.len(),
+            self.rx_fin,
+            subflows.join("\n")
+        )
+    }
+
+    fn token(&self) -> u32 {
+        token_and_idsn(self.server_key).0
+    }
+
+    pub fn next_timeout(&self) -> Option<Instant> {
+        let subflows = self.subflows.iter().filter_map(|s| s.timer);
+        subflows
+            .chain(self.data_timer)
+            .chain(self.data_fin_timer)
+            .chain(self.persist_timer)
+            .min()
+    }
+
+    pub fn on_timeout(&mut self, now: Instant) {
+        for i in 0..self.subflows.len() {
+            let s = &mut self.subflows[i];
+            if s.timer.is_none_or(|t| t > now) {
+                continue;
+            }
+            let alive = s.on_timeout(now);
+            if self.mode == Mode::Multipath && (!alive || s.stale()) {
+                self.carry_again(i);
+            }
+        }
+        if self.data_timer.is_some_and(|t| t <= now) {
+            self.data_timer = None;
+            let end = self
+                .data_nxt
+                .min(self.data_una + self.config.segment_bytes as u64);
+            self.again.push_front((self.data_una, end));
+        }
+        if self.persist_timer.is_some_and(|t| t <= now) {
+            self.persist_timer = None;
+            self.peer_edge = self.peer_edge.max(self.data_nxt + 1);
+        }
+        if self.data_fin_timer.is_some_and(|t| t <= now) {
+            self.data_fin_timer = None;
+        }
+    }
+}

@@ -1,0 +1,437 @@
+//! What comes from the server, and whether it may.
+
+use super::*;
+
+impl Client {
+    pub fn on_frame(&mut self, now: Instant, iface: IfaceId, frame: &[u8]) {
+        let segment = match Segment::parse(frame) {
+            Ok(segment) => segment,
+            Err(e) => panic!("the server sent a frame that is {e:?}: {frame:02x?}"),
+        };
+        let header = segment.tcp;
+        let to = SocketAddr::new(segment.dst, header.dst_port);
+        let from = SocketAddr::new(segment.src, header.src_port);
+        let Some(i) = self
+            .subflows
+            .iter()
+            .position(|s| s.local == to && s.remote == from)
+        else {
+            panic!("the server sent from {from} to {to}, where there is no subflow");
+        };
+        assert_eq!(
+            segment.link,
+            link(iface).reversed(),
+            "link addresses are not turned round"
+        );
+        if !self.subflows[i].alive() {
+            return;
+        }
+        if self.subflows[i].state == State::SynSent {
+            self.on_syn_ack(i, &header);
+        } else {
+            self.on_segment(now, i, &header, segment.payload);
+        }
+    }
+
+    fn on_syn_ack(&mut self, i: usize, header: &TcpHeader) {
+        let s = &mut self.subflows[i];
+        let options = &header.options;
+        let acknowledged = header.flags.contains(TcpFlags::ACK) && header.ack == TcpSeq(s.iss) + 1;
+        if header.flags.contains(TcpFlags::RST) {
+            if acknowledged {
+                s.state = State::Reset(options.mptcp.tcprst.map(|r| r.reason));
+                s.timer = None;
+            }
+            return;
+        }
+        assert!(
+            acknowledged,
+            "an answer to our SYN acknowledges {:?}",
+            header.ack
+        );
+        assert_eq!(header.flags, TcpFlags::SYN | TcpFlags::ACK);
+        s.irs = header.seq.0;
+        (s.rcv_nxt, s.snd_una) = (1, 1);
+        s.sent.clear();
+        (s.timer, s.tries) = (None, 0);
+        s.needs_ack = true;
+        // RFC 7323 §2.2, §3.2; RFC 2018 §2: only what the SYN offered may come back.
+        assert!(self.config.timestamps || options.timestamps.is_none());
+        assert!(self.config.sack || !options.sack_permitted);
+        assert!(self.config.window_scale.is_some() || options.window_scale.is_none());
+        assert!(
+            options.mss.is_some_and(|mss| mss >= 536),
+            "no sensible MSS: {options:?}"
+        );
+        s.timestamps = options.timestamps.is_some();
+        s.sack = options.sack_permitted;
+        if let (Some(peer), Some(ours)) = (options.window_scale, self.config.window_scale) {
+            (s.peer_scale, s.our_scale) = (peer, ours);
+        }
+        s.ts_recent = options.timestamps.map_or(0, |t| t.tsval);
+        // RFC 7323 §2.2: the window of a SYN/ACK is never scaled.
+        let edge = u64::from(header.window);
+
+        match s.role {
+            Role::Initial => {
+                s.state = State::Open;
+                s.needs_ack = !self.config.quirks.no_pure_third_ack;
+                self.peer_edge = edge;
+                self.our_edge = self.window(i).1;
+                match options.mptcp.capable {
+                    Some(capable) => self.on_capable(capable),
+                    None => self.mode = Mode::Tcp,
+                }
+            }
+            Role::Join {
+                address_id, nonce, ..
+            } => {
+                let Some(MpJoin::SynAck {
+                    hmac,
+                    nonce: theirs,
+                    ..
+                }) = options.mptcp.join
+                else {
+                    panic!("a join was answered without MP_JOIN: {options:?}");
+                };
+                // RFC 8684 §3.2: the server proves itself with the keys in its own order.
+                let proof = join_hmac(self.server_key, self.key, theirs, nonce);
+                assert_eq!(hmac.to_be_bytes(), proof[..8], "HMAC of the join's SYN/ACK");
+                let proof = join_hmac(self.key, self.server_key, nonce, theirs);
+                let mut hmac: [u8; 20] = proof[..20].try_into().expect("20 of 32 octets");
+                hmac[3] ^= u8::from(self.config.quirks.wrong_join_hmac);
+                s.role = Role::Join {
+                    address_id,
+                    nonce,
+                    hmac,
+                };
+                s.state = State::JoinWait;
+            }
+        }
+    }
+
+    fn on_capable(&mut self, capable: MpCapable) {
+        assert!(
+            self.config.multipath,
+            "MP_CAPABLE came back where none was sent"
+        );
+        let CapableContent::SynAck { sender_key } = capable.content else {
+            panic!("MP_CAPABLE of a SYN/ACK: {capable:?}");
+        };
+        // RFC 8684 §3.1: version 1, H set, the bits B and D to G clear.
+        assert_eq!(capable.version, 1);
+        let fixed = MpCapable::FLAG_EXTENSIBILITY | MpCapable::FLAGS_CRYPTO;
+        assert_eq!(capable.flags & fixed, MpCapable::FLAG_SHA256);
+        self.server_key = sender_key;
+        self.checksum = self.config.checksum || capable.flags & MpCapable::FLAG_CHECKSUM != 0;
+        let quirks = &self.config.quirks;
+        let fallback = quirks.no_options_after_syn || quirks.no_options_after_third_ack;
+        self.mode = if fallback { Mode::Tcp } else { Mode::Multipath };
+    }
+
+    fn on_segment(&mut self, now: Instant, i: usize, header: &TcpHeader, payload: &[u8]) {
+        let s = &mut self.subflows[i];
+        let options = &header.options;
+        let at = s.theirs(header.seq.0);
+        if header.flags.contains(TcpFlags::RST) {
+            // RFC 9293 §3.10.7.4: only the very next number resets.
+            if at == s.rcv_nxt {
+                s.state = State::Reset(options.mptcp.tcprst.map(|r| r.reason));
+                s.timer = None;
+                if let Some(MpFastclose { receiver_key }) = options.mptcp.fastclose {
+                    assert_eq!(
+                        receiver_key, self.key,
+                        "MP_FASTCLOSE with somebody else's key"
+                    );
+                    self.fastclosed = true;
+                }
+                self.carry_again(i);
+            }
+            return;
+        }
+        // RFC 7323 §3.2: once agreed upon, every segment carries them, unless it is a RST.
+        assert_eq!(
+            options.timestamps.is_some(),
+            s.timestamps,
+            "timestamps on {header:?}"
+        );
+        if let Some(Timestamps { tsval, tsecr }) = options.timestamps {
+            assert!(
+                (self.now_ms(now).wrapping_sub(tsecr) as i32) >= 0,
+                "TSecr was never sent"
+            );
+            let owner = *self.owner.get_or_insert(tsval & 0xff);
+            assert_eq!(tsval & 0xff, owner, "TSval names another owner");
+            let s = &mut self.subflows[i];
+            if at <= s.rcv_nxt && (tsval.wrapping_sub(s.ts_recent) as i32) >= 0 {
+                s.ts_recent = tsval;
+            }
+        }
+        let s = &mut self.subflows[i];
+        if header.flags.contains(TcpFlags::SYN) {
+            // Our third ACK was lost.
+            assert_eq!(at, 0, "a second SYN/ACK has another number");
+            // RFC 8684 §3.1: it is sent again as it was.
+            if let Some(CapableContent::SynAck { sender_key }) =
+                options.mptcp.capable.map(|c| c.content)
+            {
+                assert_eq!(
+                    sender_key, self.server_key,
+                    "a second SYN/ACK has another key"
+                );
+            }
+            s.needs_ack = true;
+            return;
+        }
+        assert!(header.flags.contains(TcpFlags::ACK));
+        let fin = header.flags.contains(TcpFlags::FIN);
+        let payload_len = payload.len();
+        let pure =
+            payload.is_empty() && !fin && options.mptcp.dss.is_none_or(|d| d.mapping.is_none());
+        let window = u64::from(header.window) << s.peer_scale;
+        let progress = s.on_ack(now, header, pure);
+        let una = s.snd_una;
+        s.needs_ack |= !payload.is_empty() || fin || at < s.rcv_nxt;
+        // RFC 9293 §3.10.7.4: what lies beyond the window is not taken, as a probe of a closed
+        // window does.
+        let room = s.edge.saturating_sub(at).min(payload.len() as u64) as usize;
+        let (payload, fin) = (&payload[..room], fin && room == payload.len());
+        let beyond = payload_len - room;
+        if self.mode == Mode::Tcp {
+            self.on_plain_ack(i, una, window, options);
+        } else {
+            self.on_data_options(now, i, options, window);
+        }
+        self.beyond_window += beyond as u64;
+        self.on_payload(i, at, payload, fin);
+        if progress {
+            self.prune();
+        }
+    }
+
+    /// In plain TCP the subflow is the stream.
+    fn on_plain_ack(&mut self, i: usize, una: u64, window: u64, options: &TcpOptions) {
+        let s = &self.subflows[i];
+        self.data_una = self.data_una.max(una - 1);
+        self.peer_edge = self.peer_edge.max(una - 1 + window);
+        let Some(dss) = options.mptcp.dss.filter(|_| !options.mptcp.is_empty()) else {
+            assert!(
+                options.mptcp.is_empty(),
+                "MPTCP options in plain TCP: {options:?}"
+            );
+            return;
+        };
+        // RFC 8684 §3.7: one infinite mapping may tell us of the fallback. What the server sent
+        // before it could know is not held against it.
+        let infinite = dss.mapping.is_some_and(|m| m.len == 0);
+        self.infinite_mappings += u64::from(infinite);
+        let knew = s.snd_una > 1 || self.config.quirks.no_options_after_syn;
+        assert!(
+            infinite || !knew,
+            "MPTCP options after the fallback: {options:?}"
+        );
+    }
+
+    fn on_data_options(&mut self, now: Instant, i: usize, options: &TcpOptions, window: u64) {
+        let Some(dss) = options.mptcp.dss else {
+            assert_ne!(
+                self.subflows[i].state,
+                State::JoinWait,
+                "the fourth ACK has no DATA_ACK"
+            );
+            return;
+        };
+        self.confirmed = true;
+        let s = &mut self.subflows[i];
+        if s.state == State::JoinWait {
+            assert!(dss.data_ack.is_some(), "the fourth ACK has no DATA_ACK");
+            s.state = State::Open;
+            (s.timer, s.tries) = (None, 0);
+        }
+        if let Some(data_ack) = dss.data_ack {
+            let una = offset(data_ack, token_and_idsn(self.key).1, self.data_una);
+            let end = self.data_nxt
+                + u64::from(self.data_fin_sent && self.data_nxt == self.tx.len() as u64);
+            assert!(
+                una <= end,
+                "acknowledges {una} of the stream, we sent {end}"
+            );
+            if una > self.data_una {
+                self.data_una = una;
+                self.data_timer = (una < self.data_nxt).then(|| now + DATA_RTO);
+                self.prune();
+            }
+            self.peer_edge = self.peer_edge.max(una + window);
+        }
+        let Some(mapping) = dss.mapping else { return };
+        assert_ne!(
+            mapping.len, 0,
+            "an infinite mapping where nothing was wrong"
+        );
+        self.server_uses_eight_octets = matches!(mapping.dsn, DsnWidth::Eight(_));
+        let idsn = token_and_idsn(self.server_key).1;
+        let offset = offset(mapping.dsn, idsn, self.rx.len() as u64);
+        let data_len = u64::from(mapping.len) - u64::from(dss.data_fin);
+        assert_eq!(
+            mapping.checksum.is_some(),
+            self.checksum,
+            "checksum of {mapping:?}"
+        );
+        if dss.data_fin {
+            let end = offset + data_len;
+            assert!(
+                self.rx_fin.is_none_or(|f| f == end),
+                "its DATA_FIN moved to {end}"
+            );
+            self.rx_fin = Some(end);
+            self.subflows[i].needs_ack = true;
+        }
+        let new = Mapping {
+            at: u64::from(mapping.subflow_seq),
+            offset,
+            len: data_len,
+            checksum: mapping.checksum.map(|c| (c, Vec::new())),
+            data_fin: dss.data_fin,
+        };
+        if data_len == 0 {
+            // RFC 8684 §3.3.3: a DATA_FIN alone maps nothing: subflow sequence number 0, length 1.
+            assert_eq!(new.at, 0, "a DATA_FIN alone is mapped");
+            self.check_checksum(&new);
+            return;
+        }
+        let s = &mut self.subflows[i];
+        let clash = s
+            .mappings
+            .iter()
+            .find(|m| m.at < new.at + new.len && new.at < m.at + m.len);
+        if let Some(m) = clash {
+            // A retransmission repeats its mapping, or a part of it.
+            assert_eq!(
+                m.offset.wrapping_sub(m.at),
+                new.offset.wrapping_sub(new.at),
+                "{new:?} contradicts {m:?}"
+            );
+        }
+        let known = clash.is_some_and(|m| m.at + m.len >= new.at + new.len);
+        if !known && new.at + new.len > s.rcv_nxt {
+            s.mappings.push(new);
+        }
+    }
+
+    fn check_checksum(&self, m: &Mapping) {
+        let Some((checksum, data)) = &m.checksum else {
+            return;
+        };
+        let dsn = token_and_idsn(self.server_key).1.wrapping_add(1 + m.offset);
+        let len = (m.len + u64::from(m.data_fin)) as u16;
+        assert_eq!(
+            *checksum,
+            dss_checksum(dsn, m.at as u32, len, data),
+            "DSS checksum of {m:?}"
+        );
+    }
+
+    fn on_payload(&mut self, i: usize, at: u64, payload: &[u8], fin: bool) {
+        let (start, ready) = self.subflows[i].on_payload(at, payload, fin);
+        if self.mode == Mode::Tcp {
+            if let Some(fin) = self.subflows[i].peer_fin {
+                self.rx_fin = Some(fin - 1);
+            }
+            self.on_data(start - 1, &ready);
+            return;
+        }
+        let (mut at, mut ready) = (start, ready.as_slice());
+        while !ready.is_empty() {
+            let s = &mut self.subflows[i];
+            let Some(m) = s
+                .mappings
+                .iter_mut()
+                .find(|m| (m.at..m.at + m.len).contains(&at))
+            else {
+                panic!("no mapping for octet {at} of subflow {i}: {:?}", s.mappings);
+            };
+            let n = ((m.at + m.len - at) as usize).min(ready.len());
+            let offset = m.offset + (at - m.at);
+            if let Some((_, data)) = &mut m.checksum {
+                data.extend_from_slice(&ready[..n]);
+            }
+            let complete = (at + n as u64 == m.at + m.len).then(|| m.clone());
+            if let Some(m) = complete {
+                self.check_checksum(&m);
+                self.subflows[i]
+                    .mappings
+                    .retain(|other| other.at + other.len > m.at + m.len);
+            }
+            self.on_data(offset, &ready[..n]);
+            at += n as u64;
+            ready = &ready[n..];
+        }
+    }
+
+    /// Takes octets into the stream; what came before must come again alike.
+    fn on_data(&mut self, offset: u64, data: &[u8]) {
+        if data.is_empty() {
+            return;
+        }
+        let room = self.our_edge.saturating_sub(offset).min(data.len() as u64) as usize;
+        self.beyond_window += (data.len() - room) as u64;
+        let data = &data[..room];
+        if let Some(fin) = self.rx_fin {
+            assert!(
+                offset + data.len() as u64 <= fin,
+                "data after the end of the stream"
+            );
+        }
+        let known = self.rx.get(offset as usize..).unwrap_or_default();
+        let alike = known.len().min(data.len());
+        assert!(
+            known[..alike] == data[..alike],
+            "other octets at {offset} of the stream"
+        );
+        let ahead = self.rx_ahead.entry(offset).or_default();
+        if data.len() > ahead.len() {
+            *ahead = data.to_vec();
+        }
+        while let Some(e) = self
+            .rx_ahead
+            .first_entry()
+            .filter(|e| *e.key() <= self.rx.len() as u64)
+        {
+            let (offset, data) = e.remove_entry();
+            let skip = (self.rx.len() - offset as usize).min(data.len());
+            self.rx.extend_from_slice(&data[skip..]);
+        }
+        if self.reading {
+            self.read = self.rx.len();
+        }
+    }
+
+    /// Forgets what the server has at data level.
+    fn prune(&mut self) {
+        let una = self.data_una;
+        for s in &mut self.subflows {
+            s.carried.retain(|r| r.1 > una);
+        }
+        self.again.retain(|r| r.1 > una);
+    }
+
+    /// Puts what went out on a subflow and may be lost in line for the others.
+    pub(super) fn carry_again(&mut self, i: usize) {
+        let carried = std::mem::take(&mut self.subflows[i].carried);
+        self.again
+            .extend(carried.into_iter().filter(|r| r.1 > self.data_una));
+    }
+}
+
+/// The offset in a stream, nearest to `near`, of a data sequence number.
+fn offset(value: DsnWidth, idsn: u64, near: u64) -> u64 {
+    let first = idsn.wrapping_add(1);
+    match value {
+        DsnWidth::Eight(dsn) => dsn.wrapping_sub(first),
+        DsnWidth::Four(low) => {
+            let here = first.wrapping_add(near) as u32;
+            near.checked_add_signed(i64::from(low.wrapping_sub(here) as i32))
+                .unwrap_or_else(|| panic!("data sequence number {low:#x} is before the first"))
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The engine under test with one service on every path.
+
+use super::apps::TestApp;
+use super::sim::SimConfig;
+use mpx_datapath::engine::{
+    Engine, EngineConfig, EngineReport, InterfaceConfig, JoinPolicy, ServiceConfig,
+};
+use mpx_datapath::port::IfaceId;
+use mpx_datapath::rand::ChaChaEntropy;
+use mpx_datapath::time::{Duration, Instant};
+
+const MTU: usize = 1500;
+
+pub struct Server {
+    pub engine: Engine,
+    now: Instant,
+}
+
+impl Server {
+    pub fn new(config: &SimConfig, now: Instant, app: TestApp) -> Server {
+        let paths = 0..config.paths.len();
+        let service = ServiceConfig {
+            name: "test".into(),
+            listen: paths
+                .clone()
+                .map(|path| config.family.server(path))
+                .collect(),
+            checksum: config.checksum,
+            joins: JoinPolicy::AnyPort,
+        };
+        let interfaces = paths.map(|_| InterfaceConfig { mtu: MTU }).collect();
+        let mut engine = EngineConfig::new(interfaces, vec![service]);
+        engine.receive_buffer_bytes = config.receive_buffer_bytes;
+        engine.send_buffer_bytes = config.send_buffer_bytes;
+        engine.subflows_per_connection_max = config.subflows_max;
+        engine.time_wait = Duration::from_secs(10);
+        let entropy = Box::new(ChaChaEntropy::deterministic(config.seed));
+        Server {
+            engine: Engine::new(engine, vec![Box::new(app)], now, entropy),
+            now,
+        }
+    }
+
+    pub fn on_frame(&mut self, now: Instant, iface: IfaceId, frame: &[u8]) {
+        self.now = now;
+        self.engine.on_frame(now, iface, frame);
+    }
+
+    pub fn on_timeout(&mut self, now: Instant) {
+        self.now = now;
+        self.engine.on_timeout(now);
+    }
+
+    pub fn next_timeout(&self) -> Option<Instant> {
+        self.engine.next_timeout()
+    }
+
+    pub fn poll_transmit(&mut self, now: Instant, iface: IfaceId, frame: &mut [u8]) -> usize {
+        self.engine.poll_transmit(now, iface, frame)
+    }
+
+    /// No connection, flow or token is left, nor anything in TIME-WAIT.
+    pub fn is_empty(&self) -> bool {
+        let report = self.report();
+        report.connections + report.half_open + report.flows + report.tokens + report.time_wait == 0
+    }
+
+    pub fn describe(&self) -> String {
+        let counters = self.engine.metrics.entries();
+        let counters: Vec<_> = counters
+            .into_iter()
+            .filter(|(_, value)| *value > 0)
+            .collect();
+        format!("{:#?}\n{counters:?}", self.report())
+    }
+
+    fn report(&self) -> EngineReport {
+        self.engine.report(self.now, 4)
+    }
+}

@@ -1,0 +1,327 @@
+//! One subflow of the model client: TCP and nothing else. Sequence numbers are offsets from the
+//! initial one, so the SYN is 0 and the first octet of data 1.
+
+use mpx_datapath::port::IfaceId;
+use mpx_datapath::time::{Duration, Instant};
+use mpx_datapath::wire::tcp::TcpHeader;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+
+const SYN_RTO: Duration = Duration::from_secs(1);
+const RTO: Duration = Duration::from_millis(300);
+const RTO_MAX: Duration = Duration::from_secs(4);
+const TRIES_MAX: u32 = 15;
+/// After so many timeouts in a row another subflow is tried.
+const TRIES_STALE: u32 = 2;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    SynSent,
+    /// A join whose third ACK is sent and whose fourth has not come.
+    JoinWait,
+    Open,
+    /// Reset by the server, with the reason of MP_TCPRST if there was one.
+    Reset(Option<u8>),
+    /// Reset by us, or nobody answered.
+    Gone,
+}
+
+/// What this subflow is to its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Initial,
+    Join {
+        address_id: u8,
+        nonce: u32,
+        hmac: [u8; 20],
+    },
+}
+
+/// A stretch of the subflow and where it lies in the connection's stream.
+#[derive(Clone, Debug)]
+pub struct Mapping {
+    /// Offset on the subflow.
+    pub at: u64,
+    /// Offset in the stream.
+    pub offset: u64,
+    pub len: u64,
+    /// With the data collected so far, until all of it is there.
+    pub checksum: Option<(u16, Vec<u8>)>,
+    pub data_fin: bool,
+}
+
+/// A segment of ours that takes sequence space.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    pub at: u64,
+    pub payload: Vec<u8>,
+    pub syn: bool,
+    pub fin: bool,
+    /// Offset in the stream of the first octet.
+    pub offset: u64,
+    pub data_fin: bool,
+    /// Goes out with MP_CAPABLE in place of DSS.
+    pub capable: bool,
+    /// To be sent now, again or for the first time.
+    pub due: bool,
+}
+
+impl Sent {
+    pub fn end(&self) -> u64 {
+        self.at + self.payload.len() as u64 + u64::from(self.syn) + u64::from(self.fin)
+    }
+}
+
+#[derive(Debug)]
+pub struct Subflow {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub iface: IfaceId,
+    pub role: Role,
+    pub state: State,
+    pub iss: u32,
+    pub irs: u32,
+    pub snd_una: u64,
+    pub snd_nxt: u64,
+    pub rcv_nxt: u64,
+    /// Right edge of the window offered.
+    pub edge: u64,
+    pub peer_scale: u8,
+    pub our_scale: u8,
+    pub timestamps: bool,
+    pub sack: bool,
+    pub ts_recent: u32,
+    pub sent: VecDeque<Sent>,
+    pub tries: u32,
+    pub timer: Option<Instant>,
+    pub needs_ack: bool,
+    /// A reset to be sent, with MP_FASTCLOSE or without.
+    pub reset_due: Option<bool>,
+    pub mappings: Vec<Mapping>,
+    /// Stretches of the stream that went out here and are not acknowledged at data level.
+    pub carried: Vec<(u64, u64)>,
+    pub fin_sent: bool,
+    pub peer_fin: Option<u64>,
+    /// Octets of payload received in order.
+    pub received: u64,
+    /// Segments that the server sent more than once.
+    pub seen_again: u64,
+    ahead: BTreeMap<u64, Vec<u8>>,
+    duplicate_acks: u32,
+}
+
+impl Subflow {
+    pub fn new(
+        local: SocketAddr,
+        remote: SocketAddr,
+        iface: IfaceId,
+        role: Role,
+        iss: u32,
+    ) -> Subflow {
+        let syn = Sent {
+            at: 0,
+            payload: Vec::new(),
+            syn: true,
+            fin: false,
+            offset: 0,
+            data_fin: false,
+            capable: false,
+            due: true,
+        };
+        Subflow {
+            local,
+            remote,
+            iface,
+            role,
+            state: State::SynSent,
+            iss,
+            irs: 0,
+            snd_una: 0,
+            snd_nxt: 1,
+            rcv_nxt: 0,
+            edge: 0,
+            peer_scale: 0,
+            our_scale: 0,
+            timestamps: false,
+            sack: false,
+            ts_recent: 0,
+            sent: [syn].into(),
+            tries: 0,
+            timer: None,
+            needs_ack: false,
+            reset_due: None,
+            mappings: Vec::new(),
+            carried: Vec::new(),
+            fin_sent: false,
+            peer_fin: None,
+            received: 0,
+            seen_again: 0,
+            ahead: BTreeMap::new(),
+            duplicate_acks: 0,
+        }
+    }
+
+    pub fn alive(&self) -> bool {
+        !matches!(self.state, State::Reset(_) | State::Gone)
+    }
+
+    /// May carry data, as long as no FIN of ours went out.
+    pub fn open(&self) -> bool {
+        self.state == State::Open && !self.fin_sent
+    }
+
+    pub fn stale(&self) -> bool {
+        self.tries >= TRIES_STALE
+    }
+
+    pub fn peer_fin_taken(&self) -> bool {
+        self.peer_fin.is_some_and(|at| self.rcv_nxt > at)
+    }
+
+    /// Both FINs sent and acknowledged.
+    pub fn finished(&self) -> bool {
+        self.fin_sent && self.snd_una == self.snd_nxt && self.peer_fin_taken()
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.sent.len()
+    }
+
+    /// The offset that a sequence number of the server stands for, near what is expected next.
+    pub fn theirs(&self, seq: u32) -> u64 {
+        unwrap(self.irs, self.rcv_nxt, seq)
+    }
+
+    /// Takes in an acknowledgment; says whether it was news.
+    pub fn on_ack(&mut self, now: Instant, header: &TcpHeader, pure: bool) -> bool {
+        let ack = unwrap(self.iss, self.snd_una, header.ack.0);
+        assert!(
+            ack <= self.snd_nxt,
+            "acknowledges {ack}, we sent up to {}",
+            self.snd_nxt
+        );
+        if ack <= self.snd_una {
+            let duplicate = pure && ack == self.snd_una && !self.sent.is_empty();
+            self.duplicate_acks = if duplicate {
+                self.duplicate_acks + 1
+            } else {
+                0
+            };
+            if self.duplicate_acks == 3
+                && let Some(first) = self.sent.front_mut()
+            {
+                first.due = true;
+            }
+            return false;
+        }
+        self.snd_una = ack;
+        while self.sent.front().is_some_and(|s| s.end() <= ack) {
+            self.sent.pop_front();
+        }
+        (self.tries, self.duplicate_acks) = (0, 0);
+        self.timer = (!self.sent.is_empty()).then(|| now + RTO);
+        true
+    }
+
+    /// Takes in payload and FIN; returns what is now in order, and where it begins.
+    pub fn on_payload(&mut self, at: u64, payload: &[u8], fin: bool) -> (u64, Vec<u8>) {
+        let end = at + payload.len() as u64;
+        if fin {
+            assert!(
+                self.peer_fin.is_none_or(|f| f == end),
+                "its FIN moved to {end}"
+            );
+            self.peer_fin = Some(end);
+        }
+        if let Some(fin) = self.peer_fin.filter(|_| !payload.is_empty()) {
+            assert!(end <= fin, "it sent up to {end}, beyond its FIN at {fin}");
+        }
+        if !payload.is_empty() {
+            let seen = end <= self.rcv_nxt
+                || self
+                    .ahead
+                    .get(&at)
+                    .is_some_and(|p| p.len() >= payload.len());
+            self.seen_again += u64::from(seen);
+            let known = self.ahead.entry(at).or_default();
+            let alike = known.len().min(payload.len());
+            assert!(
+                known[..alike] == payload[..alike],
+                "other octets at {at} than before"
+            );
+            if payload.len() > known.len() {
+                *known = payload.to_vec();
+            }
+        }
+        let start = self.rcv_nxt;
+        let mut ready = Vec::new();
+        while let Some(entry) = self
+            .ahead
+            .first_entry()
+            .filter(|e| *e.key() <= self.rcv_nxt)
+        {
+            let (at, octets) = entry.remove_entry();
+            let skip = ((self.rcv_nxt - at) as usize).min(octets.len());
+            ready.extend_from_slice(&octets[skip..]);
+            self.rcv_nxt += (octets.len() - skip) as u64;
+        }
+        self.received += ready.len() as u64;
+        if self.peer_fin == Some(self.rcv_nxt) {
+            self.rcv_nxt += 1;
+        }
+        (start, ready)
+    }
+
+    /// What is there beyond a gap, as sequence numbers (RFC 2018), the newest not marked.
+    pub fn sack_ranges(&self) -> Vec<(u32, u32)> {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for (at, octets) in &self.ahead {
+            let end = at + octets.len() as u64;
+            match ranges.last_mut() {
+                Some(r) if r.1 >= *at => r.1 = r.1.max(end),
+                _ => ranges.push((*at, end)),
+            }
+        }
+        let seq = |at: u64| self.irs.wrapping_add(at as u32);
+        ranges.into_iter().map(|(l, r)| (seq(l), seq(r))).collect()
+    }
+
+    /// The retransmission timer went off. `false`: nobody answers any more.
+    pub fn on_timeout(&mut self, now: Instant) -> bool {
+        self.tries += 1;
+        if self.tries > TRIES_MAX {
+            self.state = State::Gone;
+            self.timer = None;
+            return false;
+        }
+        for sent in &mut self.sent {
+            sent.due = true;
+        }
+        self.needs_ack |= self.state == State::JoinWait;
+        self.timer = Some(now + self.rto());
+        true
+    }
+
+    pub fn arm(&mut self, now: Instant) {
+        if self.timer.is_none() {
+            self.timer = Some(now + self.rto());
+        }
+    }
+
+    fn rto(&self) -> Duration {
+        let first = if self.state == State::SynSent {
+            SYN_RTO
+        } else {
+            RTO
+        };
+        (first * 2u32.pow(self.tries.min(10))).min(RTO_MAX)
+    }
+}
+
+/// The offset from `initial` nearest to `near` that has the sequence number `seq`.
+fn unwrap(initial: u32, near: u64, seq: u32) -> u64 {
+    let here = initial.wrapping_add(near as u32);
+    let distance = i64::from(seq.wrapping_sub(here) as i32);
+    near.checked_add_signed(distance)
+        .unwrap_or_else(|| panic!("{seq} is before the initial number"))
+}
