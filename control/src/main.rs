@@ -1,1 +1,60 @@
-fn main() {}
+//! `mpxd`: configuration, loading and attaching, workers, control socket.
+
+mod admin;
+mod bpf;
+mod cli;
+mod config;
+mod net;
+mod nic;
+mod preflight;
+mod proxy;
+mod supervisor;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use config::Config;
+use preflight::Plan;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run { config } => run(&config),
+        Command::Check { config } => {
+            check(&config).map(|(config, plan)| println!("ok: {}", plan.summary(&config)))
+        }
+        Command::Status { json, socket } => {
+            admin::ask(&socket, json).map(|text| println!("{}", text.trim_end()))
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mpxd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(file: &Path) -> Result<(), String> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_env_filter(filter)
+        .init();
+    let (config, plan) = check(file)?;
+    supervisor::run(config, plan)
+}
+
+fn check(file: &Path) -> Result<(Config, Plan), String> {
+    let config = Config::load(file).map_err(|error| error.to_string())?;
+    let plan = preflight::check(&config).map_err(|error| error.to_string())?;
+    admin::check(&config.control_socket)?;
+    Ok((config, plan))
+}

@@ -1,0 +1,427 @@
+//! The control socket: one line in (`status`), one JSON document out. A thread of its own serves
+//! it; the figures come from the workers' inboxes.
+
+use mpx_datapath::engine::EngineReport;
+use mpx_datapath::port::FrameAccounts;
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub(crate) const DEFAULT_SOCKET: &str = "/run/mpxd.sock";
+
+/// What either end waits for the other.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Everything that `mpxd status` shows.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Status {
+    pub(crate) version: &'static str,
+    pub(crate) uptime_ms: u64,
+    #[serde(flatten)]
+    pub(crate) engine: EngineReport,
+    pub(crate) frames: FrameAccounts,
+    pub(crate) counters: Counters,
+    pub(crate) xdp: Counters,
+    pub(crate) apps: Vec<AppStatus>,
+}
+
+/// The counters of the app of one service.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct AppStatus {
+    pub(crate) service: String,
+    pub(crate) kind: &'static str,
+    pub(crate) counters: Counters,
+}
+
+pub(crate) type Counters = BTreeMap<&'static str, u64>;
+
+/// The listening end; its file goes away with it.
+pub(crate) struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Binds `path` with mode 0600. A file that a dead mpxd left is replaced.
+    ///
+    /// To be called before other threads exist: the umask is the process's.
+    ///
+    /// # Errors
+    /// One line for the user.
+    pub(crate) fn bind(path: &Path) -> Result<ControlSocket, String> {
+        refuse_living(path)?;
+        let usual = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+        let bound = UnixListener::bind(path);
+        rustix::process::umask(usual);
+        let listener = bound.map_err(|error| {
+            format!(
+                "control_socket: cannot bind {} ({error}); choose a path in a directory that \
+                 exists and is writable",
+                path.display()
+            )
+        })?;
+        Ok(ControlSocket {
+            listener,
+            path: path.to_owned(),
+        })
+    }
+
+    /// A second listener on the same socket, for the thread that serves it.
+    pub(crate) fn listener(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        // Nothing is to be done about a file that somebody else has removed.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Finds out without touching anything whether [`ControlSocket::bind`] may have `path`; removes
+/// nothing.
+pub(crate) fn check(path: &Path) -> Result<(), String> {
+    dead_socket(path).map(|_| ())
+}
+
+fn refuse_living(path: &Path) -> Result<(), String> {
+    if dead_socket(path)? {
+        std::fs::remove_file(path).map_err(|error| {
+            format!(
+                "control_socket: cannot replace the stale {} ({error}); remove it",
+                path.display()
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether `path` is a socket that nobody serves any more; `false` if nothing is there.
+fn dead_socket(path: &Path) -> Result<bool, String> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) => {
+            return Err(format!(
+                "control_socket: cannot look at {} ({error}); choose another path",
+                path.display()
+            ));
+        }
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(format!(
+                "control_socket: {} exists and is no socket; remove it or choose another path",
+                path.display()
+            ));
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(true),
+        Err(error) => Err(format!(
+            "control_socket: {} is there, but cannot be asked who serves it ({error}); remove it \
+             or choose another path",
+            path.display()
+        )),
+        Ok(_) => Err(format!(
+            "control_socket: another mpxd answers on {}; stop it or choose another path",
+            path.display()
+        )),
+    }
+}
+
+/// Answers one client after the other, for as long as the process lives.
+pub(crate) fn serve(listener: &UnixListener, status: impl Fn() -> Result<Status, String>) {
+    for stream in listener.incoming() {
+        let answered = stream.and_then(|stream| answer(stream, &status));
+        if let Err(error) = answered {
+            tracing::debug!("control socket: {error}");
+            // Out of descriptors, say: do not spin on it.
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn answer(mut stream: UnixStream, status: impl Fn() -> Result<Status, String>) -> io::Result<()> {
+    /// Commands are short; whoever sends more is no client of ours.
+    const LONGEST_COMMAND: u64 = 64;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut command = String::new();
+    BufReader::new((&stream).take(LONGEST_COMMAND)).read_line(&mut command)?;
+    let reply = match command.trim_end() {
+        "status" => match status() {
+            Ok(status) => serde_json::to_string(&status)?,
+            Err(error) => serde_json::json!({ "error": error }).to_string(),
+        },
+        other => serde_json::json!({ "error": format!("unknown command {other:?}; use status") })
+            .to_string(),
+    };
+    writeln!(stream, "{reply}")?;
+    stream.shutdown(Shutdown::Both)
+}
+
+/// `mpxd status`: what to print, or one line of error.
+pub(crate) fn ask(path: &Path, json: bool) -> Result<String, String> {
+    let reply = fetch(path).map_err(|error| {
+        format!(
+            "no mpxd answers on {} ({error}); start one, or name its control_socket with --socket",
+            path.display()
+        )
+    })?;
+    let value: Value = serde_json::from_str(&reply)
+        .map_err(|error| format!("{} does not speak JSON ({error})", path.display()))?;
+    if let Some(error) = value.get("error").and_then(|error| error.as_str()) {
+        return Err(error.to_owned());
+    }
+    if json {
+        return Ok(format!("{value:#}"));
+    }
+    Ok(readable(&value))
+}
+
+fn fetch(path: &Path) -> io::Result<String> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(b"status\n")?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply)?;
+    Ok(reply)
+}
+
+/// What another version of mpxd does not say is shown as zero or nothing.
+fn readable(status: &Value) -> String {
+    let mut text = String::new();
+    let number = |key: &str| status[key].as_u64().unwrap_or(0);
+    let seconds = number("uptime_ms") / 1000;
+    let draining = if status["draining"] == true {
+        ", draining"
+    } else {
+        ""
+    };
+    // Writing to a String does not fail.
+    let _ = writeln!(
+        text,
+        "mpxd {}, up {}:{:02}:{:02}{draining}",
+        status["version"].as_str().unwrap_or("?"),
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60
+    );
+    let tables = ["connections", "half_open", "flows", "tokens", "time_wait"];
+    rows(&mut text, "tables", tables.map(|key| (key, number(key))));
+    let frames = ["free", "in_kernel", "held", "lent", "total"];
+    let frame = |key| (key, status["frames"][key].as_u64().unwrap_or(0));
+    rows(&mut text, "frames", frames.map(frame));
+    rows(&mut text, "counters", nonzero(&status["counters"]));
+    rows(&mut text, "xdp", nonzero(&status["xdp"]));
+    for app in status["apps"].as_array().into_iter().flatten() {
+        let (service, kind) = (word(app, "service"), word(app, "kind"));
+        rows(
+            &mut text,
+            &format!("{service} ({kind})"),
+            nonzero(&app["counters"]),
+        );
+    }
+    if let Some(conns) = status["conns"].as_array().filter(|conns| !conns.is_empty()) {
+        connections(&mut text, conns);
+    }
+    text
+}
+
+fn word<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or("")
+}
+
+fn nonzero(counters: &Value) -> impl Iterator<Item = (&str, u64)> {
+    let entries = counters.as_object().into_iter().flatten();
+    entries
+        .map(|(name, value)| (name.as_str(), value.as_u64().unwrap_or(0)))
+        .filter(|(_, value)| *value != 0)
+}
+
+fn rows<'a>(text: &mut String, title: &str, rows: impl IntoIterator<Item = (&'a str, u64)>) {
+    let _ = writeln!(text, "\n{title}");
+    let mut empty = true;
+    for (name, value) in rows {
+        empty = false;
+        let _ = writeln!(text, "  {name:<32} {value:>16}");
+    }
+    if empty {
+        let _ = writeln!(text, "  all zero");
+    }
+}
+
+fn connections(text: &mut String, conns: &[Value]) {
+    let _ = writeln!(
+        text,
+        "\n{:<12} {:<28} {:<28} {:<8} {:>8} {:>14} {:>14}",
+        "service", "client", "server", "mode", "subflows", "bytes in", "bytes out"
+    );
+    for conn in conns {
+        let subflows = conn["subflows"].as_array().map_or(&[][..], Vec::as_slice);
+        let sum = |key: &str| -> u64 {
+            subflows
+                .iter()
+                .map(|subflow| subflow[key].as_u64().unwrap_or(0))
+                .sum()
+        };
+        let _ = writeln!(
+            text,
+            "{:<12} {:<28} {:<28} {:<8} {:>8} {:>14} {:>14}",
+            word(conn, "service"),
+            word(conn, "peer"),
+            word(conn, "local"),
+            word(conn, "mode"),
+            subflows.len(),
+            sum("bytes_received"),
+            sum("bytes_sent")
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mpx_datapath::engine::ConnectionReport;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn sample() -> Status {
+        Status {
+            version: "1.2.3",
+            uptime_ms: 3_723_000,
+            engine: EngineReport {
+                draining: true,
+                connections: 1,
+                half_open: 0,
+                flows: 2,
+                tokens: 1,
+                time_wait: 4,
+                conns: vec![ConnectionReport {
+                    service: "web".into(),
+                    peer: "10.9.1.1:50000".parse().unwrap(),
+                    local: "10.9.1.2:80".parse().unwrap(),
+                    mode: "mptcp",
+                    token: 7,
+                    checksum: true,
+                    age_ms: 10,
+                    unread_bytes: 0,
+                    send_buffered_bytes: 0,
+                    subflows: vec![],
+                }],
+            },
+            frames: FrameAccounts {
+                free: 3,
+                in_kernel: 5,
+                held: 0,
+                lent: 0,
+                total: 8,
+            },
+            counters: [("RxFrames", 17), ("DropFragment", 0)].into(),
+            xdp: [("XdpRedirect", 17)].into(),
+            apps: vec![AppStatus {
+                service: "web".into(),
+                kind: "proxy",
+                counters: [("ProxyConnects", 2)].into(),
+            }],
+        }
+    }
+
+    #[test]
+    fn status_over_the_socket_as_json_and_as_text() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("m.sock");
+        let socket = ControlSocket::bind(&path).unwrap();
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let listener = socket.listener().unwrap();
+        std::thread::spawn(move || serve(&listener, || Ok(sample())));
+
+        let json: serde_json::Value = serde_json::from_str(&ask(&path, true).unwrap()).unwrap();
+        let keys: Vec<_> = json
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
+        assert_eq!(
+            keys,
+            [
+                "apps",
+                "connections",
+                "conns",
+                "counters",
+                "draining",
+                "flows",
+                "frames",
+                "half_open",
+                "time_wait",
+                "tokens",
+                "uptime_ms",
+                "version",
+                "xdp"
+            ]
+        );
+        assert_eq!(
+            json["frames"],
+            serde_json::json!({
+                "free": 3, "in_kernel": 5, "held": 0, "lent": 0, "total": 8
+            })
+        );
+        assert_eq!(json["counters"]["RxFrames"], 17);
+        assert_eq!(json["conns"][0]["peer"], "10.9.1.1:50000");
+
+        let text = ask(&path, false).unwrap();
+        assert!(
+            text.starts_with("mpxd 1.2.3, up 1:02:03, draining\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("RxFrames") && !text.contains("DropFragment"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_living_owner_is_respected_and_a_dead_one_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("m.sock");
+        let first = ControlSocket::bind(&path).unwrap();
+        let error = ControlSocket::bind(&path).map(|_| ()).unwrap_err();
+        assert!(error.contains("another mpxd answers on"), "{error}");
+        assert!(check(&path).is_err());
+
+        // As after SIGKILL: the file stays, nobody listens.
+        let ControlSocket { ref listener, .. } = first;
+        rustix::net::shutdown(listener, rustix::net::Shutdown::Both).unwrap();
+        std::mem::forget(first);
+        check(&path).unwrap();
+        let second = ControlSocket::bind(&path).unwrap();
+        drop(second);
+        assert!(!path.exists());
+
+        std::fs::write(&path, "mine").unwrap();
+        let error = ControlSocket::bind(&path).map(|_| ()).unwrap_err();
+        assert!(error.contains("is no socket"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
+    }
+
+    #[test]
+    fn nobody_there_is_one_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = ask(&directory.path().join("none.sock"), true).unwrap_err();
+        assert!(
+            error.starts_with("no mpxd answers on ") && !error.contains('\n'),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,1069 @@
+//! The configuration: TOML as written (`Raw*`) is parsed into a [`Config`] whose values are all in
+//! range, or into one line that says file, line, key, what is wrong and what to do.
+
+use mpx_ebpf::{INTERFACES_MAX, OWNER_BITS_DEFAULT};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use toml::Spanned;
+
+/// Everything `mpxd` was told, checked as far as the text alone allows.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) file: PathBuf,
+    pub(crate) interfaces: Vec<InterfaceConfig>,
+    pub(crate) services: Vec<Service>,
+    /// Serve addresses and ports that a kernel socket holds as well.
+    pub(crate) takeover: bool,
+    pub(crate) control_socket: PathBuf,
+    /// What open connections get after the first SIGTERM or SIGINT.
+    pub(crate) drain_timeout: Duration,
+    /// How long a closed subflow's 4-tuple stays reserved (RFC 9293 §3.6.1: twice the MSL).
+    pub(crate) time_wait: Duration,
+    pub(crate) limits: Limits,
+    pub(crate) server: Server,
+}
+
+/// `[[interface]]`
+#[derive(Clone, Debug)]
+pub(crate) struct InterfaceConfig {
+    pub(crate) name: String,
+    pub(crate) line: usize,
+}
+
+/// `[[service]]`
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    pub(crate) name: String,
+    pub(crate) listen: Vec<Listen>,
+    pub(crate) app: AppConfig,
+    /// Ask for DSS checksums (RFC 8684 §3.1, flag A).
+    pub(crate) checksum: bool,
+    pub(crate) joins: Joins,
+}
+
+/// One address of `listen`; an unspecified address stands for the interfaces' own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Listen {
+    pub(crate) address: SocketAddr,
+    pub(crate) line: usize,
+}
+
+/// Destination ports on which an MP_JOIN is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Joins {
+    AnyPort,
+    ServicePorts,
+}
+
+/// `app = { kind = ... }`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AppConfig {
+    Proxy(ProxyConfig),
+    Echo,
+    Discard,
+    Source,
+}
+
+impl AppConfig {
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            AppConfig::Proxy(_) => "proxy",
+            AppConfig::Echo => "echo",
+            AppConfig::Discard => "discard",
+            AppConfig::Source => "source",
+        }
+    }
+}
+
+/// The settings of a proxy to kernel TCP backends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ProxyConfig {
+    /// Never empty.
+    pub(crate) backends: Vec<SocketAddr>,
+    /// For one backend; then the next one is tried.
+    pub(crate) connect_timeout: Duration,
+    /// Send a PROXY protocol v2 header with the client's address first.
+    pub(crate) proxy_protocol: bool,
+}
+
+/// Upper bounds on what peers can make a worker hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub(crate) max_connections: usize,
+    /// Subflows of one connection, the initial one included.
+    pub(crate) max_subflows: usize,
+    /// Handshakes that wait for their third ACK.
+    pub(crate) max_half_open: usize,
+    /// Per connection, shared by its subflows: the receive window and the bytes held for the app.
+    pub(crate) receive_buffer_bytes: usize,
+    /// Per connection: bytes written by the app and not yet acknowledged.
+    pub(crate) send_buffer_bytes: usize,
+}
+
+/// This server among those that share the addresses behind a balancer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Server {
+    pub(crate) id: u32,
+    pub(crate) of: u32,
+}
+
+impl Config {
+    /// Reads and parses `file`.
+    pub(crate) fn load(file: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|error| ConfigError {
+            file: file.to_owned(),
+            line: None,
+            key: String::new(),
+            what: format!("cannot be read ({error}); give the configuration with --config FILE"),
+        })?;
+        Config::parse(file, &text)
+    }
+
+    /// Parses `text`, which came from `file`.
+    pub(crate) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
+        Source { file, text }.config()
+    }
+
+    /// An error about one line of this configuration that only the machine could tell.
+    pub(crate) fn error(&self, line: usize, key: &str, what: impl Into<String>) -> ConfigError {
+        ConfigError {
+            file: self.file.clone(),
+            line: Some(line),
+            key: key.to_owned(),
+            what: what.into(),
+        }
+    }
+}
+
+impl Service {
+    /// The addresses served, with `0.0.0.0` and `[::]` replaced by those of the interfaces that
+    /// are in `own`. Each appears once.
+    pub(crate) fn addresses(&self, own: &[IpAddr]) -> Vec<SocketAddr> {
+        let mut addresses = Vec::new();
+        for listen in &self.listen {
+            for address in listen.addresses(own) {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+        }
+        addresses
+    }
+}
+
+impl Listen {
+    /// Link-local addresses are left out of `[::]`: they mean nothing without their interface.
+    pub(crate) fn addresses(&self, own: &[IpAddr]) -> Vec<SocketAddr> {
+        if !self.address.ip().is_unspecified() {
+            return vec![self.address];
+        }
+        own.iter()
+            .filter(|ip| ip.is_ipv4() == self.address.is_ipv4())
+            .filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()))
+            .map(|ip| SocketAddr::new(*ip, self.address.port()))
+            .collect()
+    }
+
+    /// Whether one segment could be for both.
+    fn overlaps(&self, other: &Listen) -> bool {
+        let (a, b) = (self.address, other.address);
+        a.port() == b.port()
+            && a.is_ipv4() == b.is_ipv4()
+            && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+    }
+}
+
+/// One line: `FILE:LINE: KEY: what is wrong; what to do`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ConfigError {
+    file: PathBuf,
+    line: Option<usize>,
+    key: String,
+    what: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, "{line}:")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, " {}:", self.key)?;
+        }
+        // Whatever a library put into its message, ours stays on one line.
+        for word in self.what.split_whitespace() {
+            write!(f, " {word}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+struct RawConfig {
+    #[serde(default)]
+    interface: Vec<RawInterface>,
+    #[serde(default)]
+    service: Vec<RawService>,
+    #[serde(default)]
+    takeover: bool,
+    control_socket: Option<Spanned<PathBuf>>,
+    drain_timeout_ms: Option<Spanned<u64>>,
+    time_wait_ms: Option<Spanned<u64>>,
+    #[serde(default)]
+    limits: RawLimits,
+    server: Option<RawServer>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+struct RawInterface {
+    name: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+struct RawService {
+    name: Spanned<String>,
+    listen: Spanned<Vec<Spanned<String>>>,
+    app: Spanned<RawApp>,
+    checksum: Option<bool>,
+    joins: Option<Spanned<String>>,
+    proxy_protocol: Option<Spanned<String>>,
+}
+
+/// The keys of all kinds: which of them go together is checked with the line at hand.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+struct RawApp {
+    kind: Spanned<String>,
+    backends: Option<Spanned<Vec<Spanned<String>>>>,
+    connect_timeout_ms: Option<Spanned<u64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+struct RawLimits {
+    max_connections: Option<Spanned<u64>>,
+    max_subflows: Option<Spanned<u64>>,
+    max_half_open: Option<Spanned<u64>>,
+    receive_buffer_bytes: Option<Spanned<u64>>,
+    send_buffer_bytes: Option<Spanned<u64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+struct RawServer {
+    id: Spanned<u64>,
+    of: Spanned<u64>,
+}
+
+/// How each key is written: the remedy for a wrong type or a missing key. The values are the
+/// defaults where the key has one.
+const EXAMPLES: &[(&str, &str)] = &[
+    ("interface", "[[interface]] with name = \"eth0\""),
+    ("service", "[[service]] with name, listen and app"),
+    ("takeover", "takeover = false"),
+    ("control_socket", "control_socket = \"/run/mpxd.sock\""),
+    ("drain_timeout_ms", "drain_timeout_ms = 30000"),
+    ("time_wait_ms", "time_wait_ms = 60000"),
+    ("limits", "[limits]"),
+    ("server", "server = { id = 0, of = 1 }"),
+    ("id", "server = { id = 0, of = 1 }"),
+    ("of", "server = { id = 0, of = 1 }"),
+    ("name", "name = \"web\""),
+    (
+        "listen",
+        "listen = [\"192.0.2.1:80\", \"[2001:db8::1]:80\"]",
+    ),
+    (
+        "app",
+        "app = { kind = \"proxy\", backends = [\"127.0.0.1:8080\"] }",
+    ),
+    (
+        "kind",
+        "kind = \"proxy\", \"echo\", \"discard\" or \"source\"",
+    ),
+    ("backends", "backends = [\"127.0.0.1:8080\"]"),
+    ("connect_timeout_ms", "connect_timeout_ms = 3000"),
+    ("checksum", "checksum = true"),
+    ("joins", "joins = \"any-port\" or \"service-ports\""),
+    ("proxy_protocol", "proxy_protocol = \"none\" or \"v2\""),
+    ("max_connections", "max_connections = 65536"),
+    ("max_subflows", "max_subflows = 8"),
+    ("max_half_open", "max_half_open = 4096"),
+    ("receive_buffer_bytes", "receive_buffer_bytes = 1048576"),
+    ("send_buffer_bytes", "send_buffer_bytes = 1048576"),
+];
+
+/// The text under parse, to turn byte offsets into lines.
+struct Source<'a> {
+    file: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn config(&self) -> Result<Config, ConfigError> {
+        let raw = self.raw()?;
+        if raw.interface.is_empty() {
+            return Err(self.error_without_line(
+                "interface",
+                "none is configured; add [[interface]] with name = \"eth0\"",
+            ));
+        }
+        if raw.service.is_empty() {
+            return Err(self.error_without_line(
+                "service",
+                "none is configured; add [[service]] with name, listen and app",
+            ));
+        }
+        let config = Config {
+            file: self.file.to_owned(),
+            interfaces: self.interfaces(&raw.interface)?,
+            services: raw
+                .service
+                .iter()
+                .map(|service| self.service(service))
+                .collect::<Result<_, _>>()?,
+            takeover: raw.takeover,
+            control_socket: self.control_socket(raw.control_socket.as_ref())?,
+            drain_timeout: self.millis(
+                "drain_timeout_ms",
+                raw.drain_timeout_ms.as_ref(),
+                30_000,
+                0..=3_600_000,
+            )?,
+            time_wait: self.millis(
+                "time_wait_ms",
+                raw.time_wait_ms.as_ref(),
+                60_000,
+                0..=240_000,
+            )?,
+            limits: self.limits(&raw.limits)?,
+            server: self.server(raw.server.as_ref())?,
+        };
+        self.refuse_shared_names(&raw)?;
+        self.refuse_shared_addresses(&config.services)?;
+        Ok(config)
+    }
+
+    fn raw(&self) -> Result<RawConfig, ConfigError> {
+        let deserializer =
+            toml::Deserializer::parse(self.text).map_err(|error| self.toml_error("", &error))?;
+        serde_path_to_error::deserialize(deserializer)
+            .map_err(|error| self.toml_error(&key_of(error.path()), error.inner()))
+    }
+
+    fn toml_error(&self, key: &str, error: &toml::de::Error) -> ConfigError {
+        let message = error.message();
+        let (what, wanted) = if let Some(rest) = message.strip_prefix("unknown field ") {
+            (format!("unknown key {rest}; remove or rename it"), None)
+        } else if let Some(rest) = message.strip_prefix("missing field ") {
+            (format!("missing key {rest}"), Some(rest.trim_matches('`')))
+        } else if message.starts_with("invalid type") || message.starts_with("invalid value") {
+            let last = key.rsplit('.').next().unwrap_or(key);
+            (
+                message.to_owned(),
+                Some(last.split('[').next().unwrap_or(last)),
+            )
+        } else {
+            (format!("{message}; mend the TOML here"), None)
+        };
+        let example = wanted.and_then(|wanted| EXAMPLES.iter().find(|(key, _)| *key == wanted));
+        let what = match example {
+            Some((_, example)) => format!("{what}; write {example}"),
+            None => what,
+        };
+        ConfigError {
+            file: self.file.to_owned(),
+            line: error.span().map(|span| self.line(span.start)),
+            key: key.to_owned(),
+            what,
+        }
+    }
+
+    fn interfaces(&self, raw: &[RawInterface]) -> Result<Vec<InterfaceConfig>, ConfigError> {
+        if let Some(surplus) = raw.get(INTERFACES_MAX as usize) {
+            return Err(self.error(
+                &surplus.name,
+                "interface",
+                format!("more than {INTERFACES_MAX} are configured; remove some"),
+            ));
+        }
+        raw.iter()
+            .map(|interface| {
+                let name = interface.name.get_ref();
+                // IFNAMSIZ counts the closing NUL.
+                if name.is_empty() || name.len() > 15 || name.contains(['/', ' ']) {
+                    return Err(self.error(
+                        &interface.name,
+                        "interface.name",
+                        format!("{name:?} cannot name an interface; see `ip link`"),
+                    ));
+                }
+                Ok(InterfaceConfig {
+                    name: name.clone(),
+                    line: self.line_of(&interface.name),
+                })
+            })
+            .collect()
+    }
+
+    fn service(&self, raw: &RawService) -> Result<Service, ConfigError> {
+        if raw.name.get_ref().is_empty() {
+            return Err(self.error(
+                &raw.name,
+                "service.name",
+                "is empty; give each service a name of its own",
+            ));
+        }
+        if raw.listen.get_ref().is_empty() {
+            return Err(self.error(
+                &raw.listen,
+                "service.listen",
+                "is empty; write listen = [\"192.0.2.1:80\"]",
+            ));
+        }
+        let listen = raw
+            .listen
+            .get_ref()
+            .iter()
+            .map(|text| {
+                let address = self.address("service.listen", text)?;
+                if address.ip().is_multicast() {
+                    return Err(self.error(
+                        text,
+                        "service.listen",
+                        format!("{address} is a multicast address; name a unicast one"),
+                    ));
+                }
+                Ok(Listen {
+                    address,
+                    line: self.line_of(text),
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        let joins = self.choice(
+            "service.joins",
+            raw.joins.as_ref(),
+            &[
+                ("any-port", Joins::AnyPort),
+                ("service-ports", Joins::ServicePorts),
+            ],
+        )?;
+        Ok(Service {
+            name: raw.name.get_ref().clone(),
+            listen,
+            app: self.app(raw)?,
+            checksum: raw.checksum.unwrap_or(true),
+            joins,
+        })
+    }
+
+    fn app(&self, service: &RawService) -> Result<AppConfig, ConfigError> {
+        let raw = service.app.get_ref();
+        let proxy_protocol = self.choice(
+            "service.proxy_protocol",
+            service.proxy_protocol.as_ref(),
+            &[("none", false), ("v2", true)],
+        )?;
+        let plain = match raw.kind.get_ref().as_str() {
+            "proxy" => {
+                return Ok(AppConfig::Proxy(ProxyConfig {
+                    backends: self.backends(raw)?,
+                    connect_timeout: self.millis(
+                        "service.app.connect_timeout_ms",
+                        raw.connect_timeout_ms.as_ref(),
+                        3_000,
+                        1..=600_000,
+                    )?,
+                    proxy_protocol,
+                }));
+            }
+            "echo" => AppConfig::Echo,
+            "discard" => AppConfig::Discard,
+            "source" => AppConfig::Source,
+            kind => {
+                return Err(self.error(
+                    &raw.kind,
+                    "service.app.kind",
+                    format!("unknown app {kind:?}; use proxy, echo, discard or source"),
+                ));
+            }
+        };
+        let stray = raw
+            .backends
+            .as_ref()
+            .map(|value| ("service.app.backends", value.span()))
+            .or(raw
+                .connect_timeout_ms
+                .as_ref()
+                .map(|value| ("service.app.connect_timeout_ms", value.span())))
+            .or(service
+                .proxy_protocol
+                .as_ref()
+                .filter(|_| proxy_protocol)
+                .map(|value| ("service.proxy_protocol", value.span())));
+        match stray {
+            None => Ok(plain),
+            Some((key, span)) => Err(ConfigError {
+                file: self.file.to_owned(),
+                line: Some(self.line(span.start)),
+                key: key.to_owned(),
+                what: format!(
+                    "app {} takes no such key; remove it or set kind = \"proxy\"",
+                    plain.kind()
+                ),
+            }),
+        }
+    }
+
+    fn backends(&self, raw: &RawApp) -> Result<Vec<SocketAddr>, ConfigError> {
+        const KEY: &str = "service.app.backends";
+        const NONE: &str = "a proxy needs at least one; write backends = [\"127.0.0.1:8080\"]";
+        let Some(list) = &raw.backends else {
+            return Err(self.error(&raw.kind, KEY, NONE));
+        };
+        if list.get_ref().is_empty() {
+            return Err(self.error(list, KEY, NONE));
+        }
+        list.get_ref()
+            .iter()
+            .map(|text| {
+                let address = self.address(KEY, text)?;
+                if address.ip().is_unspecified() {
+                    return Err(self.error(
+                        text,
+                        KEY,
+                        format!("{address} is nowhere to connect to; name the backend's address"),
+                    ));
+                }
+                Ok(address)
+            })
+            .collect()
+    }
+
+    fn address(&self, key: &str, text: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
+        let address: SocketAddr = text.get_ref().parse().map_err(|_| {
+            self.error(
+                text,
+                key,
+                format!(
+                    "{:?} is not ADDRESS:PORT; write it like \"192.0.2.1:80\" or \
+                     \"[2001:db8::1]:80\"",
+                    text.get_ref()
+                ),
+            )
+        })?;
+        if address.port() == 0 {
+            return Err(self.error(
+                text,
+                key,
+                format!(
+                    "{:?} has port 0; name a port from 1 to 65535",
+                    text.get_ref()
+                ),
+            ));
+        }
+        Ok(address)
+    }
+
+    fn control_socket(&self, raw: Option<&Spanned<PathBuf>>) -> Result<PathBuf, ConfigError> {
+        /// `sun_path` less its closing NUL.
+        const LONGEST: usize = 107;
+        let Some(raw) = raw else {
+            return Ok(PathBuf::from(crate::admin::DEFAULT_SOCKET));
+        };
+        let path = raw.get_ref();
+        if !path.is_absolute() || path.as_os_str().len() > LONGEST {
+            return Err(self.error(
+                raw,
+                "control_socket",
+                format!(
+                    "must be an absolute path of at most {LONGEST} bytes; shorten or complete it"
+                ),
+            ));
+        }
+        Ok(path.clone())
+    }
+
+    fn limits(&self, raw: &RawLimits) -> Result<Limits, ConfigError> {
+        const BUFFER: std::ops::RangeInclusive<u64> = 16_384..=1 << 30;
+        let number = |key, value: &Option<Spanned<u64>>, default, range| {
+            self.number(key, value.as_ref(), default, range)
+                .map(|value| value as usize)
+        };
+        Ok(Limits {
+            max_connections: number(
+                "limits.max_connections",
+                &raw.max_connections,
+                65_536,
+                1..=1 << 24,
+            )?,
+            max_subflows: number("limits.max_subflows", &raw.max_subflows, 8, 1..=64)?,
+            max_half_open: number(
+                "limits.max_half_open",
+                &raw.max_half_open,
+                4_096,
+                1..=1 << 24,
+            )?,
+            receive_buffer_bytes: number(
+                "limits.receive_buffer_bytes",
+                &raw.receive_buffer_bytes,
+                1 << 20,
+                BUFFER,
+            )?,
+            send_buffer_bytes: number(
+                "limits.send_buffer_bytes",
+                &raw.send_buffer_bytes,
+                1 << 20,
+                BUFFER,
+            )?,
+        })
+    }
+
+    fn server(&self, raw: Option<&RawServer>) -> Result<Server, ConfigError> {
+        let Some(raw) = raw else {
+            return Ok(Server { id: 0, of: 1 });
+        };
+        // The owner number in our timestamps tells the servers apart.
+        let of = self.number("server.of", Some(&raw.of), 1, 1..=1 << OWNER_BITS_DEFAULT)?;
+        let id = self.number("server.id", Some(&raw.id), 0, 0..=of - 1)?;
+        Ok(Server {
+            id: id as u32,
+            of: of as u32,
+        })
+    }
+
+    fn millis(
+        &self,
+        key: &str,
+        value: Option<&Spanned<u64>>,
+        default: u64,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Result<Duration, ConfigError> {
+        self.number(key, value, default, range)
+            .map(Duration::from_millis)
+    }
+
+    fn number(
+        &self,
+        key: &str,
+        value: Option<&Spanned<u64>>,
+        default: u64,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Result<u64, ConfigError> {
+        match value {
+            None => Ok(default),
+            Some(value) if range.contains(value.get_ref()) => Ok(*value.get_ref()),
+            Some(value) => Err(self.error(
+                value,
+                key,
+                format!(
+                    "{} is out of range; choose from {} to {}",
+                    value.get_ref(),
+                    range.start(),
+                    range.end()
+                ),
+            )),
+        }
+    }
+
+    /// The value that `raw` names; the first of `choices` when there is none.
+    fn choice<T: Copy>(
+        &self,
+        key: &str,
+        raw: Option<&Spanned<String>>,
+        choices: &[(&str, T)],
+    ) -> Result<T, ConfigError> {
+        let Some(raw) = raw else {
+            return Ok(choices[0].1);
+        };
+        choices
+            .iter()
+            .find(|(name, _)| *name == raw.get_ref())
+            .map(|(_, value)| *value)
+            .ok_or_else(|| {
+                let names: Vec<_> = choices
+                    .iter()
+                    .map(|(name, _)| format!("{name:?}"))
+                    .collect();
+                self.error(
+                    raw,
+                    key,
+                    format!("{:?} is unknown; use {}", raw.get_ref(), names.join(" or ")),
+                )
+            })
+    }
+
+    fn refuse_shared_names(&self, raw: &RawConfig) -> Result<(), ConfigError> {
+        for (key, names) in [
+            (
+                "interface.name",
+                raw.interface.iter().map(|i| &i.name).collect::<Vec<_>>(),
+            ),
+            (
+                "service.name",
+                raw.service.iter().map(|s| &s.name).collect(),
+            ),
+        ] {
+            let mut seen = BTreeMap::new();
+            for name in names {
+                if let Some(first) = seen.insert(name.get_ref(), self.line_of(name)) {
+                    return Err(self.error(
+                        name,
+                        key,
+                        format!(
+                            "{:?} is already on line {first}; keep one of them",
+                            name.get_ref()
+                        ),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse_shared_addresses(&self, services: &[Service]) -> Result<(), ConfigError> {
+        for (index, service) in services.iter().enumerate() {
+            for listen in &service.listen {
+                for earlier in &services[..index] {
+                    let Some(other) = earlier.listen.iter().find(|other| other.overlaps(listen))
+                    else {
+                        continue;
+                    };
+                    return Err(ConfigError {
+                        file: self.file.to_owned(),
+                        line: Some(listen.line),
+                        key: "service.listen".into(),
+                        what: format!(
+                            "{} of service {:?} is already served by {:?} as {} on line {}; \
+                             give one of them another address or port",
+                            listen.address, service.name, earlier.name, other.address, other.line
+                        ),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn error<T>(&self, at: &Spanned<T>, key: &str, what: impl Into<String>) -> ConfigError {
+        ConfigError {
+            file: self.file.to_owned(),
+            line: Some(self.line_of(at)),
+            key: key.to_owned(),
+            what: what.into(),
+        }
+    }
+
+    fn error_without_line(&self, key: &str, what: &str) -> ConfigError {
+        ConfigError {
+            file: self.file.to_owned(),
+            line: None,
+            key: key.to_owned(),
+            what: what.to_owned(),
+        }
+    }
+
+    fn line_of<T>(&self, at: &Spanned<T>) -> usize {
+        self.line(at.span().start)
+    }
+
+    /// Counted from 1.
+    fn line(&self, offset: usize) -> usize {
+        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
+        before.iter().filter(|octet| **octet == b'\n').count() + 1
+    }
+}
+
+/// `service[0].app.kind`. `Spanned` adds keys of its own making, which are left out.
+fn key_of(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    let mut key = String::new();
+    for segment in path {
+        match segment {
+            Segment::Seq { index } => key.push_str(&format!("[{index}]")),
+            Segment::Map { key: name } if !name.starts_with("$__") => {
+                if !key.is_empty() {
+                    key.push('.');
+                }
+                key.push_str(name);
+            }
+            _ => {}
+        }
+    }
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+[[interface]]
+name = "s1"
+
+[[interface]]
+name = "s2"
+
+[[service]]
+name = "web"
+listen = ["10.9.1.2:80", "10.9.2.2:80", "[fd00:9:1::2]:80"]
+app = { kind = "proxy", backends = ["127.0.0.1:8080"] }
+"#;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("m.toml"), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_example_gets_the_documented_defaults() {
+        let config = parse(GOOD).unwrap();
+        let names: Vec<_> = config
+            .interfaces
+            .iter()
+            .map(|i| (i.name.as_str(), i.line))
+            .collect();
+        assert_eq!(names, [("s1", 3), ("s2", 6)]);
+        assert!(!config.takeover);
+        assert_eq!(config.control_socket, Path::new("/run/mpxd.sock"));
+        assert_eq!(config.drain_timeout, Duration::from_secs(30));
+        assert_eq!(config.time_wait, Duration::from_secs(60));
+        assert_eq!(config.server, Server { id: 0, of: 1 });
+        let web = &config.services[0];
+        assert!(web.checksum);
+        assert_eq!(web.joins, Joins::AnyPort);
+        assert_eq!(
+            web.app,
+            AppConfig::Proxy(ProxyConfig {
+                backends: vec!["127.0.0.1:8080".parse().unwrap()],
+                connect_timeout: Duration::from_secs(3),
+                proxy_protocol: false,
+            })
+        );
+    }
+
+    #[test]
+    fn every_key_with_its_example_is_taken() {
+        let text = r#"
+takeover = true
+control_socket = "/tmp/x.sock"
+drain_timeout_ms = 0
+time_wait_ms = 1000
+server = { id = 2, of = 4 }
+[limits]
+max_connections = 10
+max_subflows = 2
+max_half_open = 5
+receive_buffer_bytes = 65536
+send_buffer_bytes = 131072
+[[interface]]
+name = "s1"
+[[service]]
+name = "web"
+listen = ["0.0.0.0:80", "10.9.1.2:80"]
+checksum = false
+joins = "service-ports"
+proxy_protocol = "v2"
+[service.app]
+kind = "proxy"
+backends = ["127.0.0.1:1", "[::1]:2"]
+connect_timeout_ms = 250
+[[service]]
+name = "echo"
+listen = ["[::]:7"]
+app = { kind = "echo" }
+"#;
+        let config = parse(text).unwrap();
+        assert!(config.takeover);
+        assert_eq!(config.server, Server { id: 2, of: 4 });
+        assert_eq!(
+            config.limits,
+            Limits {
+                max_connections: 10,
+                max_subflows: 2,
+                max_half_open: 5,
+                receive_buffer_bytes: 65536,
+                send_buffer_bytes: 131072,
+            }
+        );
+        let AppConfig::Proxy(proxy) = &config.services[0].app else {
+            panic!("not a proxy")
+        };
+        assert!(proxy.proxy_protocol);
+        assert_eq!(proxy.connect_timeout, Duration::from_millis(250));
+        assert_eq!(config.services[0].joins, Joins::ServicePorts);
+        assert!(!config.services[0].checksum);
+
+        let own: Vec<IpAddr> = ["10.9.1.2", "10.9.2.2", "fe80::1", "fd00:9:1::2"]
+            .map(|ip| ip.parse().unwrap())
+            .to_vec();
+        let expected: Vec<SocketAddr> = ["10.9.1.2:80", "10.9.2.2:80"]
+            .map(|a| a.parse().unwrap())
+            .to_vec();
+        assert_eq!(config.services[0].addresses(&own), expected);
+        let expected: Vec<SocketAddr> = vec!["[fd00:9:1::2]:7".parse().unwrap()];
+        assert_eq!(config.services[1].addresses(&own), expected);
+    }
+
+    /// Each bad input is GOOD with one piece replaced.
+    #[test]
+    fn bad_input_names_line_key_and_remedy() {
+        let web = r#"app = { kind = "proxy", backends = ["127.0.0.1:8080"] }"#;
+        let cases: &[(&str, &str, &str)] = &[
+            (
+                "name = \"s1\"",
+                "name = \"s1\"\nmut = 1500",
+                "m.toml:4: interface[0].mut: unknown key `mut`, expected `name`; remove or rename it",
+            ),
+            (
+                "name = \"s1\"",
+                "name = 1",
+                "m.toml:3: interface[0].name: invalid type: integer `1`, expected a string; \
+                 write name = \"web\"",
+            ),
+            (
+                "name = \"s2\"",
+                "name = \"s1\"",
+                "m.toml:6: interface.name: \"s1\" is already on line 3; keep one of them",
+            ),
+            (
+                "\n[[interface]]\nname = \"s1\"",
+                "drain_timeout_ms = \"soon\"\n[[interface]]\nname = \"s1\"",
+                "m.toml:1: drain_timeout_ms: invalid type: string \"soon\", expected u64; \
+                 write drain_timeout_ms = 30000",
+            ),
+            (
+                "\n[[interface]]\nname = \"s1\"",
+                "time_wait_ms = -1\n[[interface]]\nname = \"s1\"",
+                "m.toml:1: time_wait_ms: invalid value: integer `-1`, expected u64; \
+                 write time_wait_ms = 60000",
+            ),
+            (
+                "\n[[interface]]\nname = \"s1\"",
+                "[limits]\nmax_subflows = 0\n[[interface]]\nname = \"s1\"",
+                "m.toml:2: limits.max_subflows: 0 is out of range; choose from 1 to 64",
+            ),
+            (
+                "\n[[interface]]\nname = \"s1\"",
+                "server = { id = 3, of = 3 }\n[[interface]]\nname = \"s1\"",
+                "m.toml:1: server.id: 3 is out of range; choose from 0 to 2",
+            ),
+            (
+                "\n[[interface]]\nname = \"s1\"",
+                "server = { id = 3, of = 300 }\n[[interface]]\nname = \"s1\"",
+                "m.toml:1: server.of: 300 is out of range; choose from 1 to 256",
+            ),
+            (
+                "10.9.2.2:80",
+                "10.9.2.2",
+                "m.toml:10: service.listen: \"10.9.2.2\" is not ADDRESS:PORT; write it like \
+                 \"192.0.2.1:80\" or \"[2001:db8::1]:80\"",
+            ),
+            (
+                "10.9.2.2:80",
+                "10.9.2.2:0",
+                "m.toml:10: service.listen: \"10.9.2.2:0\" has port 0; name a port from 1 to 65535",
+            ),
+            (
+                web,
+                r#"app = { kind = "proxi", backends = ["127.0.0.1:8080"] }"#,
+                "m.toml:11: service.app.kind: unknown app \"proxi\"; \
+                 use proxy, echo, discard or source",
+            ),
+            (
+                web,
+                r#"app = { kind = "proxy" }"#,
+                "m.toml:11: service.app.backends: a proxy needs at least one; \
+                 write backends = [\"127.0.0.1:8080\"]",
+            ),
+            (
+                web,
+                r#"app = { kind = "proxy", backends = [] }"#,
+                "m.toml:11: service.app.backends: a proxy needs at least one; \
+                 write backends = [\"127.0.0.1:8080\"]",
+            ),
+            (
+                web,
+                r#"app = { kind = "proxy", backends = ["127.0.0.1:8080", 9] }"#,
+                "m.toml:11: service[0].app.backends[1]: invalid type: integer `9`, \
+                 expected a string; write backends = [\"127.0.0.1:8080\"]",
+            ),
+            (
+                web,
+                r#"app = { kind = "echo", backends = ["127.0.0.1:8080"] }"#,
+                "m.toml:11: service.app.backends: app echo takes no such key; \
+                 remove it or set kind = \"proxy\"",
+            ),
+            (
+                web,
+                r#"app = "proxy""#,
+                "m.toml:11: service[0].app: invalid type: string \"proxy\", \
+                 expected a table; write app = { kind = \"proxy\", \
+                 backends = [\"127.0.0.1:8080\"] }",
+            ),
+            (
+                web,
+                "app = { kind = \"echo\" }\njoins = \"all\"",
+                "m.toml:12: service.joins: \"all\" is unknown; \
+                 use \"any-port\" or \"service-ports\"",
+            ),
+            (
+                web,
+                "",
+                "m.toml:8: service[0]: missing key `app`; write app = { kind = \"proxy\", \
+                 backends = [\"127.0.0.1:8080\"] }",
+            ),
+            (
+                web,
+                "app = { kind = \"echo\" }\n[[service]]\nname = \"b\"\n\
+                 listen = [\"10.9.2.2:80\"]\napp = { kind = \"echo\" }",
+                "m.toml:14: service.listen: 10.9.2.2:80 of service \"b\" is already served by \
+                 \"web\" as 10.9.2.2:80 on line 10; give one of them another address or port",
+            ),
+            (
+                web,
+                "app = { kind = \"echo\" }\n[[service]]\nname = \"b\"\n\
+                 listen = [\"[::]:80\"]\napp = { kind = \"echo\" }",
+                "m.toml:14: service.listen: [::]:80 of service \"b\" is already served by \
+                 \"web\" as [fd00:9:1::2]:80 on line 10; give one of them another address or port",
+            ),
+            (
+                "[[service]]",
+                "[[service]",
+                "m.toml:8: unclosed array table, expected `]`; mend the TOML here",
+            ),
+        ];
+        for (piece, replacement, expected) in cases {
+            assert!(GOOD.contains(piece), "{piece:?} is not in GOOD");
+            let text = GOOD.replacen(piece, replacement, 1);
+            assert_eq!(
+                parse(&text).map(|_| ()),
+                Err((*expected).to_owned()),
+                "{replacement}"
+            );
+        }
+        assert_eq!(
+            parse("").map(|_| ()),
+            Err(
+                "m.toml: interface: none is configured; add [[interface]] with name = \"eth0\""
+                    .to_owned()
+            )
+        );
+    }
+
+    #[test]
+    fn same_port_of_the_other_family_is_no_conflict() {
+        let text = GOOD.replace("\"10.9.1.2:80\", \"10.9.2.2:80\", ", "")
+            + "[[service]]\nname = \"b\"\nlisten = [\"0.0.0.0:80\"]\napp = { kind = \"echo\" }";
+        parse(&text).unwrap();
+    }
+}

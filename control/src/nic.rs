@@ -1,0 +1,178 @@
+//! Facts about network interfaces, asked of the kernel over rtnetlink: they are those of this
+//! network namespace, whatever is mounted on /sys.
+
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+
+/// One interface as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Nic {
+    pub(crate) name: String,
+    pub(crate) index: u32,
+    /// All zero where the link has none (loopback).
+    pub(crate) mac: [u8; 6],
+    pub(crate) mtu_bytes: u32,
+    /// Receive queues in use, at least 1.
+    pub(crate) queues: u32,
+    /// Administratively up.
+    pub(crate) up: bool,
+    /// The id of an XDP program that is attached in any mode.
+    pub(crate) xdp_program: Option<u32>,
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// All interfaces of this network namespace.
+pub(crate) fn all() -> io::Result<Vec<Nic>> {
+    let mut nics = Vec::new();
+    for message in dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
+        if let RouteNetlinkMessage::NewLink(link) = message {
+            nics.push(from_link(&link));
+        }
+    }
+    for message in dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
+        let RouteNetlinkMessage::NewAddress(message) = message else {
+            continue;
+        };
+        let Some(nic) = nics
+            .iter_mut()
+            .find(|nic| nic.index == message.header.index)
+        else {
+            continue;
+        };
+        nic.addresses.extend(own_address(&message));
+    }
+    Ok(nics)
+}
+
+fn from_link(link: &LinkMessage) -> Nic {
+    let mut nic = Nic {
+        name: String::new(),
+        index: link.header.index,
+        mac: [0; 6],
+        mtu_bytes: 0,
+        queues: 1,
+        up: link.header.flags.contains(LinkFlags::Up),
+        xdp_program: None,
+        addresses: Vec::new(),
+    };
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => nic.name = name.clone(),
+            LinkAttribute::Mtu(mtu) => nic.mtu_bytes = *mtu,
+            LinkAttribute::NumRxQueues(queues) => nic.queues = (*queues).max(1),
+            LinkAttribute::Address(octets) => {
+                if let Ok(mac) = octets.as_slice().try_into() {
+                    nic.mac = mac;
+                }
+            }
+            LinkAttribute::Xdp(facts) => {
+                nic.xdp_program = facts.iter().find_map(|fact| match fact {
+                    LinkXdp::ProgId(id)
+                    | LinkXdp::DrvProgId(id)
+                    | LinkXdp::SkbProgId(id)
+                    | LinkXdp::HwProgId(id)
+                        if *id != 0 =>
+                    {
+                        Some(*id)
+                    }
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    // IFLA_NUM_RX_QUEUES counts what was allocated; only sysfs shows what is in use, and only a
+    // sysfs of this namespace is believed.
+    let sysfs = Path::new("/sys/class/net").join(&nic.name);
+    let same = std::fs::read_to_string(sysfs.join("ifindex"))
+        .is_ok_and(|index| index.trim().parse() == Ok(nic.index));
+    if same && let Ok(entries) = std::fs::read_dir(sysfs.join("queues")) {
+        let queues = entries
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-"))
+            .count() as u32;
+        nic.queues = queues.clamp(1, nic.queues);
+    }
+    nic
+}
+
+/// On point-to-point links IFA_ADDRESS is the peer's; IFA_LOCAL, where there is one, is ours.
+fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Local(ip) => Some(*ip),
+            _ => None,
+        });
+    local.or_else(|| {
+        message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                AddressAttribute::Address(ip) => Some(*ip),
+                _ => None,
+            })
+    })
+}
+
+fn dump(request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut packet = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(request));
+    packet.header.flags = NLM_F_DUMP | NLM_F_REQUEST;
+    packet.header.sequence_number = 1;
+    packet.finalize();
+    let mut octets = vec![0; packet.buffer_len()];
+    packet.serialize(&mut octets);
+    socket.send(&octets, 0)?;
+
+    let mut messages = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        let mut rest = datagram.as_slice();
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+            // Messages in one datagram start at multiples of 4.
+            let length = (message.header.length as usize).next_multiple_of(4).max(16);
+            rest = rest.get(length..).unwrap_or_default();
+            match message.payload {
+                NetlinkPayload::Done(_) => return Ok(messages),
+                NetlinkPayload::Error(error) => return Err(error.to_io()),
+                NetlinkPayload::InnerMessage(inner) => messages.push(inner),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_seen_with_its_address() {
+        let nics = all().unwrap();
+        let lo = nics.iter().find(|nic| nic.name == "lo").unwrap();
+        assert_eq!(lo.index, 1);
+        assert!(lo.mtu_bytes >= 1280, "{lo:?}");
+        assert_eq!(lo.queues, 1);
+        assert_eq!(lo.xdp_program, None);
+        if lo.up {
+            assert!(
+                lo.addresses.contains(&"127.0.0.1".parse().unwrap()),
+                "{lo:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! What must hold on this machine before anything is touched. `check` stops after it, `run` goes
+//! on with the [`Plan`] that it yields.
+
+use crate::config::{Config, ConfigError, Service};
+use crate::net;
+use crate::nic::{self, Nic};
+use caps::{CapSet, Capability};
+use mpx_datapath::port::xsk;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+/// A configuration that fits this machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// In the order of the config.
+    pub(crate) nics: Vec<Nic>,
+    /// The addresses of each service, in the order of the config, wildcards resolved.
+    pub(crate) addresses: Vec<Vec<SocketAddr>>,
+}
+
+/// The largest MTU whose frames, VLAN tags included, fit one UMEM frame.
+const MAX_MTU_BYTES: u32 = xsk::max_mtu(xsk::FRAME_SIZE_DEFAULT);
+
+impl Plan {
+    /// What would be served and where, in one line.
+    pub(crate) fn summary(&self, config: &Config) -> String {
+        let nics: Vec<_> = self
+            .nics
+            .iter()
+            .map(|nic| {
+                format!(
+                    "{} (MTU {}, {} queues)",
+                    nic.name, nic.mtu_bytes, nic.queues
+                )
+            })
+            .collect();
+        let services = config
+            .services
+            .iter()
+            .zip(&self.addresses)
+            .map(|(service, addresses)| {
+                let addresses: Vec<_> = addresses.iter().map(SocketAddr::to_string).collect();
+                format!(
+                    "{} ({}) on {}",
+                    service.name,
+                    service.app.kind(),
+                    addresses.join(" ")
+                )
+            });
+        format!(
+            "{}; {}",
+            nics.join(", "),
+            services.collect::<Vec<_>>().join(", ")
+        )
+    }
+}
+
+/// Why the machine does not fit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Config(ConfigError),
+    Machine(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Config(error) => error.fmt(f),
+            Refusal::Machine(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl From<ConfigError> for Refusal {
+    fn from(error: ConfigError) -> Refusal {
+        Refusal::Config(error)
+    }
+}
+
+/// Reads the state of the machine and holds `config` against it; changes nothing.
+pub(crate) fn check(config: &Config) -> Result<Plan, Refusal> {
+    let all = nic::all().map_err(|error| {
+        Refusal::Machine(format!(
+            "cannot list the network interfaces ({error}); allow AF_NETLINK sockets"
+        ))
+    })?;
+    let nics = interfaces(config, &all)?;
+    let addresses = addresses(config, &nics)?;
+    if !config.takeover {
+        let sockets = net::kernel_sockets().map_err(|error| {
+            Refusal::Machine(format!(
+                "cannot read /proc/net/tcp ({error}); mount /proc or set takeover = true"
+            ))
+        })?;
+        refuse_taken(config, &nics, &sockets)?;
+    }
+    privileges()?;
+    Ok(Plan { nics, addresses })
+}
+
+fn interfaces(config: &Config, all: &[Nic]) -> Result<Vec<Nic>, ConfigError> {
+    const KEY: &str = "interface.name";
+    config
+        .interfaces
+        .iter()
+        .map(|wanted| {
+            let name = &wanted.name;
+            let refuse = |what: String| Err(config.error(wanted.line, KEY, what));
+            let Some(nic) = all.iter().find(|nic| nic.name == *name) else {
+                let names: Vec<_> = all.iter().map(|nic| nic.name.as_str()).collect();
+                return refuse(format!(
+                    "no interface {name:?} in this network namespace; there are {}",
+                    names.join(", ")
+                ));
+            };
+            if nic.mac == [0; 6] {
+                return refuse(format!(
+                    "{name:?} has no Ethernet address; name an Ethernet interface"
+                ));
+            }
+            if !nic.up {
+                return refuse(format!("{name:?} is down; run `ip link set {name} up`"));
+            }
+            if nic.mtu_bytes > MAX_MTU_BYTES {
+                return refuse(format!(
+                    "{name:?} has MTU {}, but a UMEM frame holds {MAX_MTU_BYTES} at most; \
+                     run `ip link set {name} mtu {MAX_MTU_BYTES}` or less",
+                    nic.mtu_bytes
+                ));
+            }
+            if let Some(id) = nic.xdp_program {
+                return refuse(format!(
+                    "{name:?} already has XDP program {id}; stop its owner or run \
+                     `ip link set {name} xdp off`"
+                ));
+            }
+            Ok(nic.clone())
+        })
+        .collect()
+}
+
+fn addresses(config: &Config, nics: &[Nic]) -> Result<Vec<Vec<SocketAddr>>, ConfigError> {
+    let own = own_addresses(nics);
+    let mut all = Vec::new();
+    for service in &config.services {
+        for listen in &service.listen {
+            if listen.addresses(&own).is_empty() {
+                let family = if listen.address.is_ipv4() {
+                    "IPv4"
+                } else {
+                    "IPv6"
+                };
+                return Err(config.error(
+                    listen.line,
+                    "service.listen",
+                    format!(
+                        "{} stands for the interfaces' own addresses, and none has an {family} \
+                         address; add one with `ip addr add`",
+                        listen.address
+                    ),
+                ));
+            }
+        }
+        all.push(service.addresses(&own));
+    }
+    Ok(all)
+}
+
+fn refuse_taken(
+    config: &Config,
+    nics: &[Nic],
+    sockets: &[net::KernelSocket],
+) -> Result<(), ConfigError> {
+    let own = own_addresses(nics);
+    let listens = |service: &Service| service.listen.clone();
+    for listen in config.services.iter().flat_map(listens) {
+        for address in listen.addresses(&own) {
+            let Some(socket) = net::conflict(sockets, address) else {
+                continue;
+            };
+            let process = match socket.process() {
+                Some(process) => format!(" of {process}"),
+                None => String::new(),
+            };
+            return Err(config.error(
+                listen.line,
+                "service.listen",
+                format!(
+                    "a kernel socket{process} {socket}, where {address} would be served; \
+                     stop it or set takeover = true"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn own_addresses(nics: &[Nic]) -> Vec<IpAddr> {
+    nics.iter()
+        .flat_map(|nic| nic.addresses.iter().copied())
+        .collect()
+}
+
+fn privileges() -> Result<(), Refusal> {
+    let effective = caps::read(None, CapSet::Effective).map_err(|error| {
+        Refusal::Machine(format!(
+            "cannot read own capabilities ({error}); mount /proc"
+        ))
+    })?;
+    match missing_privileges(|capability| effective.contains(&capability)).as_slice() {
+        [] => Ok(()),
+        missing => Err(Refusal::Machine(format!(
+            "missing {}; run as root, or grant it with `setcap` or systemd's AmbientCapabilities=",
+            missing.join(" and ")
+        ))),
+    }
+}
+
+fn missing_privileges(has: impl Fn(Capability) -> bool) -> Vec<&'static str> {
+    let wanted = [
+        (Capability::CAP_NET_ADMIN, "CAP_NET_ADMIN (attach XDP)"),
+        (Capability::CAP_NET_RAW, "CAP_NET_RAW (AF_XDP sockets)"),
+        (Capability::CAP_BPF, "CAP_BPF (load the XDP program)"),
+        (
+            Capability::CAP_IPC_LOCK,
+            "CAP_IPC_LOCK (lock the UMEM in memory)",
+        ),
+    ];
+    wanted
+        .into_iter()
+        // CAP_SYS_ADMIN is the older name for what CAP_BPF allows (capabilities(7)).
+        .filter(|(capability, _)| match capability {
+            Capability::CAP_BPF => !has(*capability) && !has(Capability::CAP_SYS_ADMIN),
+            _ => !has(*capability),
+        })
+        .map(|(_, name)| name)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn config(port: u16) -> Config {
+        let text = format!(
+            "[[interface]]\nname = \"s1\"\n[[service]]\nname = \"web\"\n\
+             listen = [\"0.0.0.0:{port}\"]\napp = {{ kind = \"echo\" }}\n"
+        );
+        Config::parse(Path::new("m.toml"), &text).unwrap()
+    }
+
+    fn s1() -> Nic {
+        Nic {
+            name: "s1".into(),
+            index: 7,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu_bytes: 1500,
+            queues: 1,
+            up: true,
+            xdp_program: None,
+            addresses: vec!["10.9.1.2".parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn interfaces_that_cannot_be_used() {
+        let config = config(80);
+        let refused = |nic: Nic| interfaces(&config, &[nic]).unwrap_err().to_string();
+        assert_eq!(
+            refused(Nic {
+                name: "lo".into(),
+                ..s1()
+            }),
+            "m.toml:2: interface.name: no interface \"s1\" in this network namespace; there are lo"
+        );
+        assert_eq!(
+            refused(Nic {
+                mtu_bytes: 9000,
+                ..s1()
+            }),
+            "m.toml:2: interface.name: \"s1\" has MTU 9000, but a UMEM frame holds 3818 at most; \
+             run `ip link set s1 mtu 3818` or less"
+        );
+        assert_eq!(
+            refused(Nic {
+                xdp_program: Some(42),
+                ..s1()
+            }),
+            "m.toml:2: interface.name: \"s1\" already has XDP program 42; stop its owner or run \
+             `ip link set s1 xdp off`"
+        );
+        assert_eq!(
+            refused(Nic { up: false, ..s1() }),
+            "m.toml:2: interface.name: \"s1\" is down; run `ip link set s1 up`"
+        );
+        assert_eq!(interfaces(&config, &[s1()]).unwrap(), [s1()]);
+    }
+
+    #[test]
+    fn a_wildcard_without_an_address_is_refused() {
+        let config = config(80);
+        let nic = Nic {
+            addresses: vec!["fe80::1".parse().unwrap()],
+            ..s1()
+        };
+        assert_eq!(
+            addresses(&config, &[nic]).unwrap_err().to_string(),
+            "m.toml:5: service.listen: 0.0.0.0:80 stands for the interfaces' own addresses, \
+             and none has an IPv4 address; add one with `ip addr add`"
+        );
+    }
+
+    #[test]
+    fn a_kernel_listener_behind_a_wildcard_is_named() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let config = config(port);
+        let nic = Nic {
+            addresses: vec!["127.0.0.1".parse().unwrap()],
+            ..s1()
+        };
+        let sockets = net::kernel_sockets().unwrap();
+        let error = refuse_taken(&config, &[nic], &sockets)
+            .unwrap_err()
+            .to_string();
+        let start = "m.toml:5: service.listen: a kernel socket of ";
+        let end = format!(
+            "({}) listens on 127.0.0.1:{port}, where 127.0.0.1:{port} would be served; \
+             stop it or set takeover = true",
+            std::process::id()
+        );
+        assert!(error.starts_with(start) && error.ends_with(&end), "{error}");
+        refuse_taken(&config, &[s1()], &sockets).unwrap();
+    }
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        assert_eq!(missing_privileges(|_| true), Vec::<&str>::new());
+        assert_eq!(
+            missing_privileges(|c| c != Capability::CAP_NET_RAW),
+            ["CAP_NET_RAW (AF_XDP sockets)"]
+        );
+        assert_eq!(
+            missing_privileges(|c| c != Capability::CAP_BPF),
+            Vec::<&str>::new(),
+            "CAP_SYS_ADMIN stands in"
+        );
+        assert_eq!(missing_privileges(|_| false).len(), 4);
+    }
+}

@@ -1,0 +1,385 @@
+//! `mpxd run`: starts the worker, attaches the program, and sees both to their end.
+
+use crate::admin::{self, AppStatus, ControlSocket, Status};
+use crate::bpf::{LoadConfig, XdpInterface, XdpProgram};
+use crate::config::{AppConfig, Config, Joins, Service};
+use crate::preflight::Plan;
+use crate::proxy::{Proxy, ProxyCounters};
+use mpx_datapath::app::App;
+use mpx_datapath::app::builtin::{Discard, Echo, Source};
+use mpx_datapath::engine::{Engine, EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig};
+use mpx_datapath::port::xsk::{XskConfig, XskInterface, XskPort};
+use mpx_datapath::rand::ChaChaEntropy;
+use mpx_datapath::worker::{Command, Handle, Snapshot, Worker, clock};
+use mpx_ebpf::OWNER_BITS_DEFAULT;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// One for now; the layout of slots, tokens and timestamps is that of many.
+const WORKERS: u32 = 1;
+
+/// How long the worker may take to answer a question of the control socket.
+const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Serves until a signal, then drains.
+///
+/// # Errors
+/// One line for the user. Nothing stays attached in any case.
+pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
+    raise_descriptor_limit();
+    let socket = ControlSocket::bind(&config.control_socket)?;
+    let (wake, events) = mpsc::channel();
+    forward_signals(wake.clone())?;
+
+    let mut xdp = XdpProgram::load(&load_config(&plan)).map_err(|error| error.to_string())?;
+    let services: Vec<_> = config.services.iter().map(Counted::new).collect();
+    let apps = services.clone();
+    let drain_ms = config.drain_timeout.as_millis() as u64;
+    let summary = plan.summary(&config);
+
+    // The worker keeps its sockets until this end is dropped: first the program is detached.
+    let (release, released) = mpsc::channel::<()>();
+    let (started, start) = mpsc::channel();
+    let worker = thread::Builder::new()
+        .name("worker-0".into())
+        .spawn(move || work(&config, &plan, services, &started, &wake, &released))
+        .map_err(|error| format!("cannot start a thread ({error}); raise the limit on tasks"))?;
+    let ready = match start.recv() {
+        Ok(ready) => ready,
+        // It ended before it was ready and says why.
+        Err(_) => return Err(reason(&events)),
+    };
+    for (interface, queue, descriptor) in ready.sockets {
+        xdp.register(interface, queue, 0, descriptor)
+            .map_err(|error| error.to_string())?;
+    }
+    xdp.attach().map_err(|error| error.to_string())?;
+    tracing::info!("serving {summary}");
+
+    let xdp = Arc::new(Mutex::new(xdp));
+    answer_status(&socket, ready.handle.clone(), Arc::clone(&xdp), apps)?;
+    let outcome = supervise(&events, &ready.handle, drain_ms);
+    lock(&xdp).detach();
+    drop(release);
+    if outcome.is_ok() && worker.join().is_err() {
+        return Err("the worker panicked; see its message above and report it".into());
+    }
+    outcome
+}
+
+/// What the main thread waits for.
+enum Event {
+    Signal(i32),
+    /// The worker drained, or could not go on.
+    WorkerEnded(Result<(), String>),
+}
+
+/// What the worker shows once its sockets are bound.
+struct Ready {
+    handle: Handle,
+    /// Interface, queue, socket.
+    sockets: Vec<(usize, u32, OwnedFd)>,
+}
+
+/// A service with the counters of its app, if that has some.
+#[derive(Clone)]
+struct Counted {
+    name: String,
+    kind: &'static str,
+    counters: Option<Arc<ProxyCounters>>,
+}
+
+impl Counted {
+    fn new(service: &Service) -> Counted {
+        Counted {
+            name: service.name.clone(),
+            kind: service.app.kind(),
+            counters: matches!(service.app, AppConfig::Proxy(_)).then(Arc::default),
+        }
+    }
+
+    fn status(&self) -> AppStatus {
+        let entries = self.counters.as_ref().map(|counters| counters.entries());
+        AppStatus {
+            service: self.name.clone(),
+            kind: self.kind,
+            counters: entries.unwrap_or_default().into_iter().collect(),
+        }
+    }
+}
+
+/// Waits for the worker's end; passes signals on to it.
+fn supervise(events: &Receiver<Event>, worker: &Handle, drain_ms: u64) -> Result<(), String> {
+    let mut draining = false;
+    loop {
+        match events.recv() {
+            Ok(Event::Signal(_)) if draining => {
+                return Err("ended by a second signal; connections still open were cut".into());
+            }
+            Ok(Event::Signal(signal)) => {
+                draining = true;
+                let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+                tracing::info!("{name}: draining for at most {drain_ms} ms");
+                worker.send(Command::Drain {
+                    deadline_ms: drain_ms,
+                });
+            }
+            Ok(Event::WorkerEnded(outcome)) => return outcome,
+            Err(mpsc::RecvError) => return Err("the worker is gone; report it".into()),
+        }
+    }
+}
+
+/// The body of the worker's thread.
+fn work(
+    config: &Config,
+    plan: &Plan,
+    services: Vec<Counted>,
+    started: &Sender<Ready>,
+    wake: &Sender<Event>,
+    released: &Receiver<()>,
+) {
+    pin();
+    let outcome = match build(config, plan, services) {
+        Ok((mut worker, ready)) => {
+            // If nobody waits any more, the main thread has an error of its own to report.
+            if started.send(ready).is_err() {
+                return;
+            }
+            let outcome = worker
+                .run()
+                .map_err(|error| format!("the worker cannot go on ({error}); report it"));
+            let _ = wake.send(Event::WorkerEnded(outcome));
+            let _ = released.recv();
+            return;
+        }
+        Err(error) => error,
+    };
+    let _ = wake.send(Event::WorkerEnded(Err(outcome)));
+}
+
+fn build(
+    config: &Config,
+    plan: &Plan,
+    services: Vec<Counted>,
+) -> Result<(Worker<XskPort>, Ready), String> {
+    let interfaces: Vec<_> = plan
+        .nics
+        .iter()
+        .map(|nic| XskInterface {
+            name: nic.name.clone(),
+            queues: (0..nic.queues).collect(),
+        })
+        .collect();
+    let port =
+        XskPort::open(&interfaces, &XskConfig::default()).map_err(|error| error.to_string())?;
+    let sockets = port
+        .sockets()
+        .map(|(interface, queue, socket)| {
+            Ok((
+                usize::from(interface.0),
+                queue,
+                socket.try_clone_to_owned()?,
+            ))
+        })
+        .collect::<std::io::Result<_>>()
+        .map_err(|error| format!("no descriptor left ({error}); raise the limit on open files"))?;
+    let engine = engine(config, plan, services)?;
+    let (worker, handle) = Worker::new(port, engine)
+        .map_err(|error| format!("no descriptor left ({error}); raise the limit on open files"))?;
+    Ok((worker, Ready { handle, sockets }))
+}
+
+fn engine(config: &Config, plan: &Plan, services: Vec<Counted>) -> Result<Engine, String> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed)
+        .map_err(|error| format!("the kernel gives no random numbers ({error})"))?;
+    let entropy = Box::new(ChaChaEntropy::from_seed(seed));
+    let apps = config
+        .services
+        .iter()
+        .zip(services)
+        .map(|(service, counted)| app(service, counted))
+        .collect::<Result<_, _>>()?;
+    Ok(Engine::new(
+        engine_config(config, plan),
+        apps,
+        clock(),
+        entropy,
+    ))
+}
+
+fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
+    let interfaces = plan
+        .nics
+        .iter()
+        .map(|nic| InterfaceConfig {
+            mtu: nic.mtu_bytes as usize,
+        })
+        .collect();
+    let services = config
+        .services
+        .iter()
+        .zip(&plan.addresses)
+        .map(|(service, addresses)| ServiceConfig {
+            name: service.name.clone(),
+            listen: addresses.clone(),
+            checksum: service.checksum,
+            joins: match service.joins {
+                Joins::AnyPort => JoinPolicy::AnyPort,
+                Joins::ServicePorts => JoinPolicy::ServicePorts,
+            },
+        })
+        .collect();
+    EngineConfig {
+        owner: config.server.id * WORKERS,
+        owners: config.server.of * WORKERS,
+        owner_bits: OWNER_BITS_DEFAULT,
+        connections_max: config.limits.max_connections,
+        half_open_max: config.limits.max_half_open,
+        subflows_per_connection_max: config.limits.max_subflows,
+        receive_buffer_bytes: config.limits.receive_buffer_bytes,
+        send_buffer_bytes: config.limits.send_buffer_bytes,
+        time_wait: config.time_wait,
+        ..EngineConfig::new(interfaces, services)
+    }
+}
+
+fn app(service: &Service, counted: Counted) -> Result<Box<dyn App>, String> {
+    Ok(match &service.app {
+        AppConfig::Proxy(proxy) => {
+            let proxy = Proxy::new(proxy.clone(), counted.counters.unwrap_or_default());
+            Box::new(proxy.map_err(|error| {
+                format!("no descriptor left ({error}); raise the limit on open files")
+            })?)
+        }
+        AppConfig::Echo => Box::new(Echo),
+        AppConfig::Discard => Box::new(Discard),
+        AppConfig::Source => Box::new(Source::default()),
+    })
+}
+
+/// To the last of the cores allowed: interrupts and the rest of the system favour the first.
+fn pin() {
+    let core = core_affinity::get_core_ids().and_then(|cores| cores.last().copied());
+    if !core.is_some_and(core_affinity::set_for_current) {
+        tracing::warn!("the worker could not be pinned to a core");
+    }
+}
+
+fn load_config(plan: &Plan) -> LoadConfig {
+    LoadConfig {
+        interfaces: plan
+            .nics
+            .iter()
+            .map(|nic| XdpInterface {
+                name: nic.name.clone(),
+                index: nic.index,
+                queues: nic.queues,
+            })
+            .collect(),
+        services: plan
+            .addresses
+            .iter()
+            .flatten()
+            .copied()
+            .collect::<Vec<SocketAddr>>(),
+        workers: WORKERS,
+    }
+}
+
+fn forward_signals(wake: Sender<Event>) -> Result<(), String> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])
+        .map_err(|error| format!("cannot handle signals ({error})"))?;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if wake.send(Event::Signal(signal)).is_err() {
+                    return;
+                }
+            }
+        })
+        .map(|_| ())
+        .map_err(|error| format!("cannot start a thread ({error}); raise the limit on tasks"))
+}
+
+fn answer_status(
+    socket: &ControlSocket,
+    worker: Handle,
+    xdp: Arc<Mutex<XdpProgram>>,
+    apps: Vec<Counted>,
+) -> Result<(), String> {
+    let begin = Instant::now();
+    let listener = socket
+        .listener()
+        .map_err(|error| format!("no descriptor left ({error}); raise the limit on open files"))?;
+    thread::Builder::new()
+        .name("admin".into())
+        .spawn(move || {
+            admin::serve(&listener, || {
+                let (reply, answer) = mpsc::channel();
+                worker.send(Command::Status(reply));
+                let report = answer
+                    .recv_timeout(STATUS_PATIENCE)
+                    .map_err(|_| "the worker does not answer; try again".to_owned())?;
+                let verdicts = lock(&xdp).counters().map_err(|error| error.to_string())?;
+                Ok(status(begin, report, verdicts, &apps))
+            });
+        })
+        .map(|_| ())
+        .map_err(|error| format!("cannot start a thread ({error}); raise the limit on tasks"))
+}
+
+fn status(
+    begin: Instant,
+    report: Snapshot,
+    verdicts: Vec<(&'static str, u64)>,
+    apps: &[Counted],
+) -> Status {
+    Status {
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_ms: begin.elapsed().as_millis() as u64,
+        engine: report.engine,
+        frames: report.frames,
+        counters: report.metrics.entries().into_iter().collect(),
+        xdp: verdicts.into_iter().collect(),
+        apps: apps.iter().map(Counted::status).collect(),
+    }
+}
+
+/// Why the worker ended before it began.
+fn reason(events: &Receiver<Event>) -> String {
+    for event in events.iter() {
+        if let Event::WorkerEnded(Err(error)) = event {
+            return error;
+        }
+    }
+    "the worker ended without a word; report it".into()
+}
+
+/// Every connection of a proxy takes a descriptor: as many as the administrator allows.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    ) {
+        tracing::warn!("the limit on open files stays as it is ({error})");
+    }
+}
+
+/// A thread that panicked under the lock leaves the program as usable as it was.
+fn lock(xdp: &Mutex<XdpProgram>) -> std::sync::MutexGuard<'_, XdpProgram> {
+    xdp.lock().unwrap_or_else(PoisonError::into_inner)
+}
