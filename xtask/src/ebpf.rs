@@ -32,7 +32,7 @@ const SOURCES: &[&str] = &[
 /// Builds the program for the workspace at `root` unless it is newer than its sources. Returns the
 /// path of the object, `ebpf/mpx-xdp` in the target directory, where the build script of `mpxd`
 /// looks for it. `progress` gets a line at a time.
-pub fn build(root: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, String> {
+pub(crate) fn build(root: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, String> {
     let dir = target_dir(root)?.join("ebpf");
     let object = dir.join(OBJECT);
     // Apart from the object, whose own time must not change when its content does not: mpxd would
@@ -82,7 +82,7 @@ impl Compiler {
 }
 
 /// Whether `-Z build-std` finds what it needs beside this compiler.
-pub fn has_core_sources(root: &Path, rustc: &std::ffi::OsStr) -> bool {
+pub(crate) fn has_core_sources(root: &Path, rustc: &std::ffi::OsStr) -> bool {
     let Ok(output) = Command::new(rustc)
         .args(["--print", "sysroot"])
         .current_dir(root)

@@ -350,6 +350,10 @@ pub(crate) fn complete_search_path() -> Result<(), String> {
     Err(format!("cannot start this program anew: {error}"))
 }
 
+pub(crate) fn exists(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
+}
+
 /// Where `cargo install` puts programs.
 pub(crate) fn cargo_bin() -> PathBuf {
     std::env::var_os("CARGO_HOME")

@@ -32,6 +32,17 @@ impl Status {
         self.number(&["xdp", name])
     }
 
+    /// A counter of a service's app.
+    pub(crate) fn app(&self, service: &str, name: &str) -> Result<u64, String> {
+        self.0["apps"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|app| app["service"] == service)
+            .and_then(|app| app["counters"][name].as_u64())
+            .ok_or_else(|| format!("mpxd status --json has no {name} of service {service}"))
+    }
+
     pub(crate) fn connections(&self) -> Result<u64, String> {
         self.number(&["connections"])
     }

@@ -6,12 +6,12 @@
 //! a Linux client opens its further subflows by itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
 
 use serde_json::Value;
 
 use crate::cleanup;
-use crate::process::Cmd;
+use crate::process::{self, Cmd};
+use crate::scratch;
 
 /// Every namespace made here has a name that begins like this.
 const PREFIX: &str = "mpxd-";
@@ -270,11 +270,12 @@ pub(crate) fn sweep() -> Result<(), String> {
     for name in list()? {
         let owner = name.rsplit_once('-').map(|(_, owner)| owner.parse::<u32>());
         if let Some(Ok(pid)) = owner
-            && !Path::new(&format!("/proc/{pid}")).exists()
+            && !process::exists(pid)
         {
             down(&name)?;
         }
     }
+    scratch::sweep();
     Ok(())
 }
 

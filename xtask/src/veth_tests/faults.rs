@@ -51,7 +51,8 @@ pub(super) fn cases() -> Vec<Case> {
             kill_and_settle(lab, curl)
         }),
         Case::new("backend_down", |lab| {
-            refused(lab, DEAD, Duration::from_secs(1))
+            let limit = Duration::from_secs(1);
+            refused(lab, DEAD, "dead", "ProxyConnectRefused", limit)
         })
         .mpxd_only(),
         Case::new("backend_silent", |lab| {
@@ -59,7 +60,8 @@ pub(super) fn cases() -> Vec<Case> {
             lab.topology.server.ip(&format!(
                 "neigh add {address} lladdr 02:00:00:00:00:99 dev s1 nud permanent\n"
             ))?;
-            refused(lab, SILENT, CONNECT_TIMEOUT + Duration::from_secs(1))
+            let limit = CONNECT_TIMEOUT + Duration::from_secs(1);
+            refused(lab, SILENT, "silent", "ProxyConnectTimeouts", limit)
         })
         .mpxd_only(),
         Case::new("clients_that_do_not_read", |lab| {
@@ -102,8 +104,8 @@ fn silent(lab: &Lab, path: u8) -> Result<(), String> {
         .cmd("nft")
         .args(["-f", "-"])
         .input(format!(
-            "table netdev cut {{ chain in {{ \
-             type filter hook ingress device \"c{path}\" priority 0; drop; }} }}\n"
+            "table netdev cut {{\n  chain in {{\n    \
+             type filter hook ingress device \"c{path}\" priority 0\n    drop\n  }}\n}}\n"
         ))
         .run()
         .map(drop)
@@ -192,9 +194,14 @@ fn kill_and_settle(lab: &mut Lab, mut client: Process) -> Result<(), String> {
     }
 }
 
-/// The client must see a reset or an early end within the limit, and the server must count it.
-fn refused(lab: &mut Lab, port: u16, limit: Duration) -> Result<(), String> {
-    let counted = lab.mpxd()?.status()?.counter("BackendConnectFail")?;
+/// The client must see a reset or an early end within the limit, and the service must count why.
+fn refused(
+    lab: &mut Lab,
+    port: u16,
+    service: &str,
+    reason: &str,
+    limit: Duration,
+) -> Result<(), String> {
     let output = lab
         .fetch(Client::Mptcp, Family::V4, port, "small")
         .limit(limit)
@@ -207,10 +214,16 @@ fn refused(lab: &mut Lab, port: u16, limit: Duration) -> Result<(), String> {
             output.stderr.trim()
         ));
     }
-    match lab.mpxd()?.status()?.counter("BackendConnectFail")? {
-        now if now > counted => Ok(()),
-        now => Err(format!("BackendConnectFail stays at {now}")),
+    let status = lab.mpxd()?.status()?;
+    for (name, wanted) in [(reason, 1), ("ProxyNoBackend", 1), ("ProxyConnects", 0)] {
+        let value = status.app(service, name)?;
+        if value != wanted {
+            return Err(format!(
+                "{name} of service {service} is {value}, not {wanted}"
+            ));
+        }
     }
+    Ok(())
 }
 
 fn small_buffers(config: &mut crate::server::Config) {
@@ -304,7 +317,6 @@ fn mangled_frames(lab: &mut Lab) -> Result<(), String> {
         .as_str()
         .ok_or("s1 has no address")?
         .to_owned();
-    let fragments = lab.mpxd()?.status()?.xdp("drop_fragment")?;
     let sent = lab
         .topology
         .client
@@ -313,9 +325,22 @@ fn mangled_frames(lab: &mut Lab) -> Result<(), String> {
         .run()?;
     succeed(curl)?;
     lab.check_fetched("64m")?;
-    let now = lab.mpxd()?.status()?.xdp("drop_fragment")?;
-    if now == fragments {
-        return Err(format!("no fragment was counted; sent: {}", sent.trim()));
+    let status = lab.mpxd()?.status()?;
+    let fragments = status.xdp("XdpDropFragment")?;
+    let mut reasons = vec![("XdpDropFragment", fragments)];
+    for name in [
+        "DropTruncated",
+        "DropBadHeader",
+        "DropBadTcpChecksum",
+        "MPJoinNoTokenFound",
+    ] {
+        reasons.push((name, status.counter(name)?));
+    }
+    if let Some((name, _)) = reasons.iter().find(|(_, counted)| *counted == 0) {
+        return Err(format!(
+            "{name} counted nothing; sent: {}; {reasons:?}",
+            sent.trim()
+        ));
     }
     lab.download(Client::Mptcp, Family::V4, WEB, "64m")
 }

@@ -115,12 +115,22 @@ pub(super) fn cases() -> Vec<Case> {
                 Ok(backend.stdout().contains(&wanted))
             })
         }),
-        Case::new("discard_counts_every_byte", |lab| {
+        Case::new("discard_takes_everything", |lab| {
             lab.peer(Client::Mptcp)?
                 .args(["give", "--to"])
                 .arg(server_socket(Family::V4, 1, DISCARD).to_string())
                 .args(["--bytes", &(64 * MIB).to_string()])
                 .run()?;
+            if let Ok(mpxd) = lab.mpxd() {
+                // The client's kernel sends on after the close; its end must be an orderly one.
+                mpxd.settle(Duration::from_secs(10))?;
+                let status = mpxd.status()?;
+                let (taken, aborted) =
+                    (status.counter("RxBytes")?, status.counter("MPFastcloseRx")?);
+                if taken < 64 * MIB || aborted != 0 {
+                    return Err(format!("{taken} octets came, {aborted} MP_FASTCLOSE"));
+                }
+            }
             lab.expect_mptcp(1)
         }),
         Case::new("source_until_the_client_closes", |lab| {
