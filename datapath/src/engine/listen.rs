@@ -288,6 +288,7 @@ impl Engine {
             remote_id: 0,
             backup: false,
             mappings: VecDeque::new(),
+            delivered_to: segment.tcp.seq + 1,
             staged: ByteRing::new(staging),
             reinjections_in_flight: 0,
             syn_ack_due: true,

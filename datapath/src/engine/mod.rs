@@ -266,7 +266,11 @@ impl Engine {
                 continue;
             }
             let written = connection.transmit(subflow, now, frame, &mut self.metrics);
-            self.after_transmit(index, now);
+            if connection.retired.is_empty() {
+                self.after_transmit(index, now);
+            } else {
+                self.settle(index, now, &[]);
+            }
             if written > 0 {
                 return written;
             }
@@ -342,6 +346,11 @@ impl Engine {
     /// Takes what retired out of the tables, frees a connection that is gone, queues the rest.
     fn after_transmit(&mut self, index: usize, now: Instant) {
         let connection = &mut self.connections[index];
+        if connection.mode == Mode::Tcp && connection.token != 0 {
+            // RFC 8684 §3.7: no subflow joins after a fallback.
+            self.tokens.remove(&connection.token);
+            connection.token = 0;
+        }
         while let Some(retired) = connection.retired.pop() {
             let key = FlowKey::new(retired.local, retired.remote);
             match retired.time_wait {
@@ -390,7 +399,7 @@ impl Engine {
 
     fn remove_connection(&mut self, index: usize) {
         let connection = self.connections.remove(index);
-        if connection.mode != Mode::Tcp || connection.token != 0 {
+        if connection.token != 0 {
             self.tokens.remove(&connection.token);
         }
         if connection.app_opened {

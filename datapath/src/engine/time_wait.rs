@@ -89,6 +89,13 @@ impl TimeWaitTable {
         None
     }
 
+    fn restart(&mut self, now: Instant, entry: u32) {
+        if let Some(state) = self.entries.get_mut(entry as usize) {
+            state.expires_at = now + self.duration;
+            self.order.push_back((state.expires_at, entry));
+        }
+    }
+
     fn remove(&mut self, entry: u32) {
         self.entries.try_remove(entry as usize);
     }
@@ -125,6 +132,11 @@ impl Engine {
                 self.on_unknown(now, iface, segment, key);
                 return;
             }
+        }
+        if theirs.flags.contains(TcpFlags::FIN) {
+            // RFC 9293 §3.10.7.4, eighth check: a FIN again: our ACK was lost, and the time starts
+            // anew.
+            self.time_wait.restart(now, entry);
         }
         let options = TcpOptions {
             timestamps: state.ts.map(|ts| ts.option(now)),

@@ -83,6 +83,12 @@ impl DataReceiver {
 
     /// Takes in octets that begin at `dsn`. `in_place`: the caller can offer them where they lie.
     pub fn accept(&mut self, dsn: DataSeq, octets: &[u8], in_place: bool) -> Delivered {
+        // Nothing comes after the end of the stream.
+        let octets = match self.fin {
+            Some(fin) if fin.before(dsn) => return Delivered::NoRoom,
+            Some(fin) => &octets[..octets.len().min(fin.distance(dsn))],
+            None => octets,
+        };
         let end = dsn + octets.len();
         if end.at_or_before(self.rcv_nxt) {
             return Delivered::Duplicate;
@@ -133,9 +139,10 @@ impl DataReceiver {
         debug_assert_eq!(kept, octets.len(), "in-place octets were inside the window");
     }
 
-    /// A DATA_FIN at `dsn` was announced.
+    /// A DATA_FIN at `dsn` was announced. The first one stands, unless octets beyond it are there.
     pub fn announce_fin(&mut self, dsn: DataSeq) {
-        if self.fin.is_none() && dsn.at_or_after(self.rcv_nxt) && !self.fin_taken {
+        let beyond = self.ranges.last().is_some_and(|(_, end)| end.after(dsn));
+        if self.fin.is_none() && dsn.at_or_after(self.rcv_nxt) && !beyond {
             self.fin = Some(dsn);
         }
     }
@@ -435,6 +442,7 @@ mod tests {
         assert!(!rx.take_fin());
         rx.accept(DataSeq(1), &[1; 4], true);
         assert!(rx.take_fin() && !rx.take_fin() && rx.fin_taken());
+        assert_eq!(rx.accept(DataSeq(6), &[1; 4], true), Delivered::NoRoom);
     }
 
     #[test]

@@ -499,11 +499,18 @@ impl Connection {
     fn on_infinite_mapping(&mut self, index: usize, metrics: &mut Metrics) {
         metrics.infinite_map_rx += 1;
         let subflow = &self.subflows[index];
-        let relative = subflow.undelivered_from().offset_from(subflow.rx.irs) as u32;
+        let relative = subflow.delivered_to.offset_from(subflow.rx.irs) as u32;
         let in_step =
             self.rcv.rcv_nxt.0 as u32 == (self.remote_idsn.0 as u32).wrapping_add(relative);
         if subflow.initial && in_step && self.never_joined() {
             self.fall_back();
+            // What waited for a mapping has one now.
+            let staged = std::mem::take(&mut self.subflows[index].staged);
+            let (a, b) = staged.slices(0, staged.len());
+            for octets in [a, b] {
+                let dsn = self.rcv.rcv_nxt;
+                self.deliver(dsn, octets, false, metrics, 0);
+            }
         } else {
             self.reset_subflow(index, RST_MPTCP_SPECIFIC);
         }
@@ -538,14 +545,13 @@ impl Connection {
                 let mut ready = subflow.rx.take_ready();
                 subflow.bytes_received += ready.len() as u64;
                 let mut seq = before;
-                while !ready.is_empty() && self.subflows.contains(index) {
+                while !ready.is_empty() {
                     let text = ready.peek();
                     let len = text.len();
                     self.on_ordered(index, seq, text, None, false, metrics, 0);
                     ready.consume(len);
                     seq += len;
                 }
-                ready.clear();
                 if let Some(subflow) = self.subflows.get_mut(index) {
                     subflow.rx.return_ready(ready);
                 }
@@ -579,6 +585,7 @@ impl Connection {
         offset: usize,
     ) -> Range<usize> {
         if self.mode == Mode::Tcp {
+            self.subflows[index].delivered_to = seq + text.len();
             let dsn = self.rcv.rcv_nxt;
             return self.deliver(dsn, text, in_place, metrics, offset);
         }
@@ -590,9 +597,11 @@ impl Connection {
             let fits = text.len() <= mapping.end().distance(seq);
             let exact = mapping.seq == seq && mapping.len == text.len();
             if mapping.checksum.is_none() && fits {
+                subflow.delivered_to = seq + text.len();
                 return self.deliver(dsn, text, in_place, metrics, offset);
             }
             if mapping.checksum.is_some() && exact {
+                subflow.delivered_to = seq + text.len();
                 let sum = sum.unwrap_or_else(|| checksum::sum(text));
                 if !self.verify(index, &mapping, sum, metrics) {
                     return 0..0;
@@ -609,7 +618,7 @@ impl Connection {
     /// level.
     fn drain_staged(&mut self, index: usize, metrics: &mut Metrics) {
         let mut staged = std::mem::take(&mut self.subflows[index].staged);
-        let mut seq = self.subflows[index].rx.rcv_nxt - staged.len();
+        let mut seq = self.subflows[index].delivered_to;
         while !staged.is_empty() {
             let Some(mapping) = self.subflows[index].mapping_at(seq) else {
                 break;
@@ -635,6 +644,7 @@ impl Connection {
         }
         let subflow = &mut self.subflows[index];
         let unmapped = subflow.mapping_at(seq).is_none() && staged.len() >= UNMAPPED_MAX_BYTES;
+        subflow.delivered_to = seq;
         subflow.staged = staged;
         if unmapped {
             metrics.dss_missing += 1;

@@ -92,7 +92,9 @@ pub struct Subflow {
     /// The peer asked us to send here only when nothing else works (RFC 8684 §3.3.8).
     pub backup: bool,
     pub mappings: VecDeque<Mapping>,
-    /// In order on the subflow, waiting for a mapping or for the rest of one; ends at `rx.rcv_nxt`.
+    /// First octet in subflow order that the data level has not had.
+    pub delivered_to: TcpSeq,
+    /// In order on the subflow from `delivered_to` on, waiting for a mapping or for the rest of one.
     pub staged: ByteRing,
     /// Segments in flight that are reinjections: with none, data sequence numbers only grow.
     pub reinjections_in_flight: usize,
@@ -147,7 +149,7 @@ impl Subflow {
     /// Takes in a mapping the peer announced. `false`: it contradicts an earlier one, which stands
     /// (RFC 8684 §3.3.1: a mapping never changes).
     pub fn announce(&mut self, mut mapping: Mapping) -> bool {
-        if mapping.end().at_or_before(self.undelivered_from()) {
+        if mapping.end().at_or_before(self.delivered_to) {
             return true;
         }
         let at = self
@@ -197,11 +199,6 @@ impl Subflow {
     pub fn staged_push(&mut self, octets: &[u8]) {
         let stored = self.staged.push(octets);
         debug_assert_eq!(stored, octets.len(), "staging holds a window and a mapping");
-    }
-
-    /// First octet in subflow order that the data level has not had.
-    pub fn undelivered_from(&self) -> TcpSeq {
-        self.rx.rcv_nxt - self.staged.len()
     }
 
     /// The lowest data sequence number that may have to be sent again here.

@@ -146,7 +146,7 @@ impl Receiver {
     }
 
     /// Octets in order that end at `rcv_nxt`, to be consumed whole and given back to
-    /// [`Receiver::return_ready`].
+    /// [`Receiver::return_ready`] with what lies ahead of them.
     pub fn take_ready(&mut self) -> ByteRing {
         std::mem::take(&mut self.reassembly)
     }

@@ -4,7 +4,7 @@ use crate::model::apps::Behaviour;
 use crate::model::client::ClientConfig;
 use crate::model::net::Path;
 use crate::model::sim::{Family, Sim, SimConfig};
-use crate::model::{assert_same, stream};
+use crate::model::{assert_same, seeds, stream};
 use mpx_datapath::app::CloseCause;
 use mpx_datapath::time::Duration;
 
@@ -157,7 +157,7 @@ fn every_subflow_reset_one_by_one() {
 fn fins_are_lost_in_every_place() {
     for multipath in [false, true] {
         for close_first in [false, true] {
-            for seed in 0..30 {
+            for seed in seeds(30) {
                 let app = Behaviour {
                     send_bytes: 10,
                     close_first,

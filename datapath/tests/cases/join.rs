@@ -4,7 +4,7 @@ use crate::model::apps::Behaviour;
 use crate::model::client::{ClientConfig, Quirks};
 use crate::model::sim::{Family, Sim, SimConfig};
 use crate::model::subflow::State;
-use crate::model::{assert_same, stream};
+use crate::model::{assert_same, seeds, stream};
 
 const ECHO: Behaviour = Behaviour {
     echo: true,
@@ -123,7 +123,7 @@ fn a_subflow_may_come_after_all_others_carried_everything() {
 
 #[test]
 fn joins_come_and_go_while_data_flows_both_ways() {
-    for seed in 0..8 {
+    for seed in seeds(8) {
         let mut sim = connected(ECHO, Quirks::default());
         let sent = stream(seed, 600_000);
         sim.clients[0].send(&sent);

@@ -4,7 +4,7 @@ use crate::model::apps::Behaviour;
 use crate::model::client::ClientConfig;
 use crate::model::net::{Path, Side};
 use crate::model::sim::{Family, Sim, SimConfig};
-use crate::model::{assert_same, stream};
+use crate::model::{assert_same, seeds, stream};
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::time::Duration;
 
@@ -49,7 +49,7 @@ fn echo_over(path: Path, subflows: usize, client: ClientConfig, len: usize) {
 
 #[test]
 fn plain_tcp_over_rough_paths() {
-    for seed in 0..20 {
+    for seed in seeds(20) {
         let client = ClientConfig {
             sack: seed % 2 == 0,
             timestamps: seed % 3 != 0,
@@ -62,7 +62,7 @@ fn plain_tcp_over_rough_paths() {
 
 #[test]
 fn multipath_over_rough_paths() {
-    for seed in 0..30 {
+    for seed in seeds(30) {
         let client = ClientConfig {
             checksum: seed % 2 == 0,
             eight_octets: seed % 3 != 0,
@@ -76,7 +76,7 @@ fn multipath_over_rough_paths() {
 
 #[test]
 fn heavy_loss_is_slow_but_right() {
-    for seed in 0..6 {
+    for seed in seeds(6) {
         let multipath = seed % 2 == 0;
         let client = ClientConfig {
             multipath,
@@ -94,7 +94,7 @@ fn heavy_loss_is_slow_but_right() {
 
 #[test]
 fn reordering_alone_loses_nothing() {
-    for seed in 0..6 {
+    for seed in seeds(6) {
         let client = ClientConfig {
             seed,
             ..ClientConfig::new(Family::V4.server(0))
@@ -220,7 +220,8 @@ fn a_download_survives_the_loss_of_either_path() {
         let began = sim.now;
         sim.run(|sim| sim.clients[c].peer_finished());
         let took = sim.now.since(began);
-        assert!(took < Duration::from_secs(5), "{took:?}");
+        // The dead subflow pins what it carried in the send buffer until it is given up.
+        assert!(took < Duration::from_secs(30), "{took:?}");
         assert_same(sim.clients[c].received(), &stream(3, LEN));
         sim.clients[c].close_write();
         sim.run(|sim| sim.clients[c].all_acknowledged());

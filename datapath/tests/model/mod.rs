@@ -37,6 +37,18 @@ impl Rng {
     }
 }
 
+/// Seeds of a sweep: so many, or that many times more as `MPX_TEST_EFFORT` in the environment says.
+pub fn seeds(count: u64) -> std::ops::Range<u64> {
+    0..count * effort()
+}
+
+pub fn effort() -> u64 {
+    std::env::var("MPX_TEST_EFFORT")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(1)
+}
+
 /// Octet `i` of the stream named by `seed`: no two stretches of a stream are alike.
 pub fn stream_octet(seed: u64, i: usize) -> u8 {
     let word = Rng(seed ^ (i as u64 / 8)).next();

@@ -7,7 +7,7 @@ use mpx_datapath::engine::{
 };
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
-use mpx_datapath::time::{Duration, Instant};
+use mpx_datapath::time::Instant;
 
 const MTU: usize = 1500;
 
@@ -33,7 +33,6 @@ impl Server {
         engine.receive_buffer_bytes = config.receive_buffer_bytes;
         engine.send_buffer_bytes = config.send_buffer_bytes;
         engine.subflows_per_connection_max = config.subflows_max;
-        engine.time_wait = Duration::from_secs(10);
         let entropy = Box::new(ChaChaEntropy::deterministic(config.seed));
         Server {
             engine: Engine::new(engine, vec![Box::new(app)], now, entropy),

@@ -149,7 +149,7 @@ impl Sim {
     pub fn run(&mut self, mut done: impl FnMut(&Sim) -> bool) {
         let deadline = self.now + PATIENCE;
         while !done(self) {
-            if !self.step(deadline) {
+            if !self.step(deadline) && !done(self) {
                 panic!("it comes to a halt at {:?}: {}", self.now, self.describe());
             }
         }
@@ -178,7 +178,7 @@ impl Sim {
     pub fn finish(&mut self) {
         let deadline = self.now + PATIENCE;
         while !self.server.is_empty() {
-            if !self.step(deadline) {
+            if !self.step(deadline) && !self.server.is_empty() {
                 panic!("something is left at {:?}: {}", self.now, self.describe());
             }
         }
