@@ -123,6 +123,8 @@ impl Connection {
         {
             self.subflows[index].data_fin_due = true;
         }
+        // An acknowledgment of a part stops the timer; what is left outstanding starts it again.
+        self.arm_data_timer(now);
         let blocked = self.snd.unsent() > 0 && !self.anything_in_flight();
         if blocked
             && let Some(index) = self.signal_subflow()

@@ -166,7 +166,7 @@ fn fins_are_lost_in_every_place() {
                 let mut sim = open(app, multipath);
                 sim.run(|sim| sim.clients[0].received().len() == 10);
                 for path in &mut sim.net.paths {
-                    path.loss_permille = 400;
+                    path.loss_permille = 300;
                 }
                 sim.net.reseed(seed);
                 sim.clients[0].close_write();

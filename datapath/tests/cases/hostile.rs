@@ -71,7 +71,7 @@ struct OnPanic(u64);
 impl Drop for OnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("this was run {} of the mutated frames", self.0);
+            eprintln!("this was MPX_TEST_FIRST_RUN={}", self.0);
         }
     }
 }
@@ -80,7 +80,10 @@ impl Drop for OnPanic {
 fn a_million_mutated_frames() {
     let recordings = recordings();
     let mut frames = 0;
-    for run in 0u64.. {
+    let first = std::env::var("MPX_TEST_FIRST_RUN")
+        .ok()
+        .and_then(|n| n.parse().ok());
+    for run in first.unwrap_or(0u64).. {
         let _name = OnPanic(run);
         let mut rng = Rng(run);
         let (config, recording) = &recordings[run as usize % recordings.len()];

@@ -200,6 +200,37 @@ fn every_frame_of_the_handshakes_may_be_lost() {
     }
 }
 
+// RFC 8684 §3.3.3, §3.3.6: a DATA_FIN is repeated until it is acknowledged, whatever else is.
+#[test]
+fn every_frame_of_a_short_exchange_may_be_lost() {
+    for multipath in [false, true] {
+        for data_fin_with_data in [false, true] {
+            for side in [Side::Client, Side::Server] {
+                for nth in 0..12 {
+                    let mut sim = Sim::new(SimConfig::with(ECHO));
+                    sim.net.lose_nth = Some((side, IfaceId(0), nth));
+                    let sent = stream(1, 4000);
+                    let c = sim.connect(ClientConfig {
+                        multipath,
+                        data_fin_with_data,
+                        ..ClientConfig::new(Family::V4.server(0))
+                    });
+                    sim.clients[c].send(&sent);
+                    let began = sim.now;
+                    // The ends of both streams follow the data while that is not acknowledged.
+                    sim.run(|sim| sim.app.total_received() == sent.len());
+                    sim.clients[c].close_write();
+                    sim.run(|sim| sim.clients[c].closed());
+                    assert_same(sim.clients[c].received(), &sent);
+                    let took = sim.now.since(began);
+                    assert!(took < Duration::from_secs(5), "{took:?}");
+                    sim.finish();
+                }
+            }
+        }
+    }
+}
+
 // RFC 8684 §3.3.6: what is stuck on a dead path goes out again on another.
 #[test]
 fn a_download_survives_the_loss_of_either_path() {

@@ -70,6 +70,16 @@ impl TestApp {
         log.records[&log.order[0]].clone()
     }
 
+    /// Octets received on all connections.
+    pub fn total_received(&self) -> usize {
+        self.log
+            .borrow()
+            .records
+            .values()
+            .map(|r| r.received.len())
+            .sum()
+    }
+
     /// Does what can be done on `conn` now.
     pub fn work(&self, conn: &mut Conn<'_>) {
         let mut log = self.log.borrow_mut();
