@@ -208,16 +208,27 @@ impl Mpxd {
         self.process.signal(signal)
     }
 
-    /// Waits for the exit after a signal: status 0, and no XDP program left.
-    pub(crate) fn ended(self, namespace: &Namespace, limit: Duration) -> Result<Output, String> {
-        let output = self.process.wait(limit)?;
-        if !output.status.success() {
-            return Err(format!(
+    /// Waits for the exit after a signal: status 0, and nothing left.
+    pub(crate) fn ended(self, namespace: &Namespace, limit: Duration) -> Result<(), String> {
+        let output = self.ended_somehow(namespace, limit)?;
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(format!(
                 "mpxd ended with {} instead of 0: {}",
                 output.status,
                 output.stderr.trim()
-            ));
+            ))
         }
+    }
+
+    /// Waits for the exit after a signal: no XDP program and no control socket left.
+    pub(crate) fn ended_somehow(
+        self,
+        namespace: &Namespace,
+        limit: Duration,
+    ) -> Result<Output, String> {
+        let output = self.process.wait(limit)?;
         for name in &self.interfaces {
             if namespace.has_xdp(name)? {
                 return Err(format!("mpxd left an XDP program on {name}"));
@@ -232,7 +243,7 @@ impl Mpxd {
     /// SIGTERM with nothing open: it ends at once.
     pub(crate) fn stop(mut self, namespace: &Namespace) -> Result<(), String> {
         self.signal(Signal::TERM)?;
-        self.ended(namespace, Duration::from_secs(5)).map(drop)
+        self.ended(namespace, Duration::from_secs(5))
     }
 
     /// What it has logged.

@@ -51,6 +51,22 @@ impl Status {
         self.number(&["time_wait"])
     }
 
+    /// For an error message: the counters that are not zero, and the first few connections.
+    pub(crate) fn summary(&self) -> String {
+        let counters = self.0["counters"].as_object();
+        let shown: Vec<_> = counters
+            .into_iter()
+            .flatten()
+            .filter(|(_, value)| value.as_u64() != Some(0))
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        let mut text = format!("\n         mpxd counted: {}", shown.join(" "));
+        for connection in self.0["conns"].as_array().into_iter().flatten().take(3) {
+            text += &format!("\n         mpxd has: {connection}");
+        }
+        text
+    }
+
     /// What must be gone once the last connection is.
     fn tables(&self) -> Result<[(&'static str, u64); 3], String> {
         Ok([

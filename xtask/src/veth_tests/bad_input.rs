@@ -170,12 +170,12 @@ pub(super) fn cases() -> Vec<Case> {
                 .parse()
                 .map_err(|error| format!("{error}"))?];
             let _listener =
-                server::spawn_peer_server(&lab.topology.client, false, "echo", &held, None, 0)?;
+                server::spawn_peer_server(&lab.topology.client, false, "stall", &held, None, 0)?;
             let mut client = lab
                 .topology
                 .server
                 .cmd("curl")
-                .args(["-s", "--interface", "10.9.1.2", "--local-port", "80"])
+                .args(["-sS", "--interface", "10.9.1.2", "--local-port", "80"])
                 .args(["--max-time", "30", "http://10.9.1.1:4000/"])
                 .spawn()?;
             until(Duration::from_secs(5), "a connected socket", || {

@@ -16,6 +16,10 @@ use crate::topology::{Family, Topology, server_socket};
 /// How long the server may keep state after the last connection's end.
 const SETTLE: Duration = Duration::from_secs(20);
 
+/// How much of mpxd's log an error shows.
+const LOG_LINES: usize = 10;
+const LOG_WIDTH: usize = 200;
+
 pub(super) const WEB: u16 = 80;
 pub(super) const PROXIED: u16 = 81;
 pub(super) const HASH: u16 = 82;
@@ -116,9 +120,13 @@ impl<'a> Lab<'a> {
             text += &format!("\n         client's kernel: {}", counters.mptcp());
         }
         if let Some(Server::Mpxd(mpxd)) = &self.server {
+            if let Ok(status) = mpxd.status() {
+                text += &status.summary();
+            }
             let log = mpxd.log();
-            let lines: Vec<_> = log.lines().rev().take(10).collect();
+            let lines: Vec<_> = log.lines().rev().take(LOG_LINES).collect();
             for line in lines.iter().rev() {
+                let line: String = line.chars().take(LOG_WIDTH).collect();
                 text += &format!("\n         mpxd: {line}");
             }
         }

@@ -1,11 +1,12 @@
-"""Raw frames that no proper stack sends: mangle.py DEVICE DESTINATION_MAC"""
+"""Raw frames that no proper stack sends: mangle.py DEVICE DESTINATION_MAC SOURCE_MAC"""
 
 import random
 import socket
 import struct
 import sys
 
-DEVICE, MAC = sys.argv[1], bytes.fromhex(sys.argv[2].replace(":", ""))
+DEVICE = sys.argv[1]
+MACS = bytes.fromhex("".join(sys.argv[2:4]).replace(":", ""))
 SOURCE, SERVER, PORT = "10.9.1.1", "10.9.1.2", 80
 raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 raw.bind((DEVICE, 0))
@@ -15,8 +16,7 @@ sent = 0
 
 def send(packet, ethertype=0x0800):
     global sent
-    frame = MAC + b"\x02\0\0\0\0\x01" + struct.pack("!H", ethertype) + packet
-    raw.send(frame)
+    raw.send(MACS + struct.pack("!H", ethertype) + packet)
     sent += 1
 
 
