@@ -298,6 +298,7 @@ impl Engine {
             fin_wanted: false,
             persist_at: None,
             persist_backoff: 0,
+            probes_unanswered: 0,
             probe_due: false,
             data_fin_due: false,
             reset: None,

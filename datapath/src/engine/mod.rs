@@ -322,6 +322,7 @@ impl Engine {
         if !left.is_empty() {
             connection.rcv.keep_unread(left);
         }
+        connection.after_progress(now);
         if connection.write_blocked
             && connection.end.is_none()
             && connection.snd.free() >= connection.snd.limit() / 4
@@ -332,13 +333,12 @@ impl Engine {
         if let Some(end) = connection.end
             && connection.app_opened
             && !connection.app_closed
-            && (end != End::Finished || connection.rcv.unread_bytes() == 0 || connection.is_gone())
+            && (end != End::Finished || connection.rcv.unread_bytes() == 0)
         {
             connection.app_closed = true;
             connection.rcv.discard();
             app.on_closed(connection.id, CloseCause::from(end));
         }
-        connection.after_progress(now);
         connection.refresh(now);
         self.after_transmit(index, now);
     }
@@ -366,7 +366,12 @@ impl Engine {
                 }
             }
         }
-        if connection.is_gone() {
+        // What was acknowledged is the app's, even after the last subflow is gone.
+        let unread = connection.end == Some(End::Finished)
+            && connection.app_opened
+            && !connection.app_closed
+            && connection.rcv.unread_bytes() > 0;
+        if connection.is_gone() && !unread {
             self.remove_connection(index);
             return;
         }

@@ -1,11 +1,15 @@
 //! Ends: FIN and DATA_FIN, RST and MP_FASTCLOSE, and what happens to the data of a lost subflow.
 
 use super::connection::{Connection, End, Mode, Retired, TimeWaitState};
-use super::subflow::Reset;
+use super::receive::RST_PERFORMANCE;
+use super::subflow::{Reset, Subflow};
 use crate::metrics::Metrics;
 use crate::tcp::State;
 use crate::time::Instant;
 use crate::wire::mptcp::MpTcprst;
+
+/// Timeouts in a row after which a subflow may no longer hold the send buffer.
+const PINNING_BACKOFF: u32 = 2;
 
 impl Connection {
     /// The app writes no more.
@@ -15,7 +19,10 @@ impl Connection {
 
     /// The app wants no more of it: MP_FASTCLOSE on every subflow (RFC 8684 §3.5), RST for TCP.
     pub fn abort(&mut self, end: End, metrics: &mut Metrics) {
-        self.end.get_or_insert(end);
+        // Nobody will read what is left of a connection that has otherwise finished.
+        if self.end.is_none() || self.end == Some(End::Finished) {
+            self.end = Some(end);
+        }
         let fastclose_key = (self.mode == Mode::Mptcp).then_some(self.remote_key);
         if fastclose_key.is_some() {
             metrics.mp_fastclose_tx += 1;
@@ -167,5 +174,23 @@ impl Connection {
             .filter_map(|(_, s)| s.lowest_outstanding())
             .reduce(|a, b| a.min(b));
         self.snd.release(lowest);
+        if self.snd.free() < self.snd.limit() / 4
+            && let Some(index) = self.pinning_subflow()
+        {
+            let reason = MpTcprst { transient: true, reason: RST_PERFORMANCE };
+            self.subflows[index].reset = Some(Reset { reason: Some(reason), ..Reset::default() });
+        }
+    }
+
+    /// A subflow stuck in timeouts whose octets another one brought, and which holds the send
+    /// buffer nonetheless: they have to be kept until it acknowledges them (RFC 8684 §3.3.6).
+    fn pinning_subflow(&self) -> Option<usize> {
+        let usable = self.subflows.iter().any(|(_, s)| s.is_usable());
+        let pins = |s: &Subflow| {
+            s.reset.is_none()
+                && s.tx.rtt.backoff() >= PINNING_BACKOFF
+                && s.lowest_outstanding().is_some_and(|lowest| lowest.before(self.snd.snd_una))
+        };
+        self.subflows.iter().find(|(_, s)| usable && pins(s)).map(|(index, _)| index)
     }
 }

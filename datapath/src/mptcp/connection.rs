@@ -1,6 +1,7 @@
 //! One connection: its keys, its two directions, its subflows and its timers.
 
 use super::data::{DataReceiver, DataSender};
+use super::receive::RST_PERFORMANCE;
 use super::subflow::{Handshake, Subflow};
 use crate::engine::ConnId;
 use crate::port::IfaceId;
@@ -221,10 +222,11 @@ impl Connection {
                 subflow.rx.ack_now = true;
             }
             if due(subflow.persist_at) {
-                subflow.persist_backoff = (subflow.persist_backoff + 1).min(8);
-                subflow.persist_at = None;
-                subflow.probe_due = true;
+                self.on_persist_timeout(index, metrics);
             }
+            let Some(subflow) = self.subflows.get_mut(index) else {
+                continue;
+            };
             if due(subflow.tx.rto_at) {
                 self.on_retransmission_timeout(index, now, metrics);
             }
@@ -278,16 +280,32 @@ impl Connection {
             .iter()
             .any(|(i, s)| i != index && s.is_usable());
         if backoff > retries_max || (others && backoff > retries_max / 2) {
-            metrics.subflow_timeouts += 1;
-            self.reinject_flight(index, metrics);
-            // RFC 8684 §3.6 reason 0x05: unacceptable performance.
-            self.reset_subflow(index, 0x05);
-            if self.subflows.iter().all(|(_, s)| s.reset.is_some()) {
-                self.end.get_or_insert(End::TimedOut);
-            }
+            self.give_up_subflow(index, metrics);
         } else if others {
             // RFC 8684 §3.3.6: what is stuck here may go elsewhere.
             self.reinject_flight(index, metrics);
+        }
+    }
+
+    /// RFC 9293 §3.8.6.1: a closed window is probed for as long as the probes are answered.
+    fn on_persist_timeout(&mut self, index: usize, metrics: &mut crate::metrics::Metrics) {
+        let subflow = &mut self.subflows[index];
+        subflow.persist_at = None;
+        if subflow.probes_unanswered > self.settings.retries_max {
+            self.give_up_subflow(index, metrics);
+            return;
+        }
+        subflow.persist_backoff = (subflow.persist_backoff + 1).min(8);
+        subflow.probes_unanswered += 1;
+        subflow.probe_due = true;
+    }
+
+    fn give_up_subflow(&mut self, index: usize, metrics: &mut crate::metrics::Metrics) {
+        metrics.subflow_timeouts += 1;
+        self.reinject_flight(index, metrics);
+        self.reset_subflow(index, RST_PERFORMANCE);
+        if self.subflows.iter().all(|(_, s)| s.reset.is_some()) {
+            self.end.get_or_insert(End::TimedOut);
         }
     }
 

@@ -24,6 +24,7 @@ const UNMAPPED_MAX_BYTES: usize = 64 * 1024;
 pub const RST_MPTCP_SPECIFIC: u8 = 0x01;
 pub const RST_NO_RESOURCES: u8 = 0x02;
 pub const RST_PROHIBITED: u8 = 0x03;
+pub const RST_PERFORMANCE: u8 = 0x05;
 pub const RST_MIDDLEBOX: u8 = 0x06;
 
 /// What became of a segment.
@@ -347,6 +348,7 @@ impl Connection {
             metrics.tcp_fast_recoveries += 1;
         }
         subflow.tx.update_window(header.seq, header.ack, window);
+        subflow.probes_unanswered = 0;
         if subflow.tx.snd_wnd > 0 {
             subflow.persist_at = None;
             subflow.persist_backoff = 0;

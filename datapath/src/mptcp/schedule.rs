@@ -55,10 +55,37 @@ impl Connection {
             .window_room()
             .min(self.subflows[index].tx.window_room());
         // RFC 9293 §3.8.6.2.1: no silly segments while an acknowledgment is on its way.
-        if room == 0 || (room < wanted && self.anything_in_flight()) {
+        if room == 0 || (room < wanted && self.ack_expected()) {
             return None;
         }
         Some((self.snd.snd_nxt, wanted.min(room)))
+    }
+
+    /// An acknowledgment that may open a window is on its way. A subflow stuck in timeouts promises
+    /// none.
+    fn ack_expected(&self) -> bool {
+        self.subflows
+            .iter()
+            .any(|(_, s)| s.is_usable() && !s.tx.flight_is_empty())
+    }
+
+    /// The subflow to probe a closed window on: there is something to send, closed windows are all
+    /// that keeps it, and nothing on its way will open them (RFC 9293 §3.8.6.1).
+    fn blocked_by_window(&self) -> Option<usize> {
+        let again = !self.snd.reinject.is_empty();
+        if (self.snd.unsent() == 0 && !again) || self.ack_expected() {
+            return None;
+        }
+        match self.best_subflow() {
+            Some(_) if again || self.snd.window_room() > 0 => None,
+            Some(index) => Some(index),
+            None => self
+                .subflows
+                .iter()
+                .filter(|(_, s)| s.is_usable())
+                .min_by_key(|(_, s)| (s.backup, s.tx.rtt.srtt().unwrap_or(Duration::MAX)))
+                .map(|(index, _)| index),
+        }
     }
 
     fn anything_in_flight(&self) -> bool {
@@ -125,25 +152,16 @@ impl Connection {
         }
         // An acknowledgment of a part stops the timer; what is left outstanding starts it again.
         self.arm_data_timer(now);
-        let blocked = self.snd.unsent() > 0 && !self.anything_in_flight();
-        if blocked
-            && let Some(index) = self.signal_subflow()
-            && self
-                .snd
-                .window_room()
-                .min(self.subflows[index].tx.window_room())
-                == 0
-        {
+        if let Some(index) = self.blocked_by_window() {
             let subflow = &mut self.subflows[index];
-            if subflow.persist_at.is_none() && !subflow.probe_due {
-                let wait = subflow
-                    .tx
-                    .rtt
-                    .rto()
-                    .saturating_mul(1 << subflow.persist_backoff)
-                    .min(RTO_MAX);
-                subflow.persist_at = Some(now + wait);
-            }
+            let wait = subflow
+                .tx
+                .rtt
+                .rto()
+                .saturating_mul(1 << subflow.persist_backoff)
+                .min(RTO_MAX);
+            // Also while a probe is about to leave: it may be lost, and so may its answer.
+            subflow.persist_at.get_or_insert(now + wait);
         }
     }
 

@@ -107,6 +107,8 @@ pub struct Subflow {
     /// Persist timer (RFC 9293 §3.8.6.1).
     pub persist_at: Option<Instant>,
     pub persist_backoff: u32,
+    /// Window probes since the peer was last heard of here.
+    pub probes_unanswered: u32,
     pub probe_due: bool,
     /// A DATA_FIN without data is to leave here.
     pub data_fin_due: bool,

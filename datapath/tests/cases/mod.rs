@@ -3,4 +3,5 @@ mod fallback;
 mod hostile;
 mod join;
 mod loss;
+mod review;
 mod transfer;

@@ -1,0 +1,112 @@
+//! What would leave a connection stuck, slow or short of octets although every rule seems kept.
+
+use crate::model::apps::Behaviour;
+use crate::model::client::{ClientConfig, Quirks};
+use crate::model::net::{Path, Side};
+use crate::model::sim::{Family, Sim, SimConfig};
+use crate::model::{assert_same, stream};
+use mpx_datapath::app::CloseCause;
+use mpx_datapath::port::IfaceId;
+use mpx_datapath::time::Duration;
+
+const SINK: Behaviour = Behaviour {
+    echo: false,
+    send_bytes: 0,
+    seed: 0,
+    close_first: false,
+    paused: false,
+    abort_after_bytes: None,
+};
+
+fn source(len: usize) -> Behaviour {
+    Behaviour {
+        send_bytes: len,
+        seed: 7,
+        ..SINK
+    }
+}
+
+fn client(multipath: bool) -> ClientConfig {
+    ClientConfig {
+        multipath,
+        ..ClientConfig::new(Family::V4.server(0))
+    }
+}
+
+fn open(config: SimConfig, client: ClientConfig) -> Sim {
+    let mut sim = Sim::new(config);
+    sim.connect(client);
+    sim.run(|sim| sim.clients[0].established());
+    sim
+}
+
+/// A download that stands still because the client does not read.
+fn stalled(multipath: bool, len: usize) -> Sim {
+    let mut sim = open(SimConfig::with(source(len)), client(multipath));
+    sim.clients[0].set_reading(false);
+    sim.run_for(Duration::from_secs(5));
+    assert!(sim.clients[0].received().len() < len);
+    sim
+}
+
+fn end(mut sim: Sim) {
+    sim.clients[0].close_write();
+    sim.run(|sim| sim.clients[0].closed());
+    sim.finish();
+}
+
+// RFC 9293 §3.8.6.1: a closed window is probed again and again, also when a probe or its answer is
+// lost.
+#[test]
+fn window_update_and_probes_lost() {
+    for multipath in [false, true] {
+        const LEN: usize = 600_000;
+        let mut sim = stalled(multipath, LEN);
+        sim.net.paths[0].cut = true;
+        sim.clients[0].set_reading(true);
+        sim.run_for(Duration::from_secs(20));
+        sim.net.paths[0].cut = false;
+        sim.run(|sim| sim.clients[0].received().len() == LEN);
+        end(sim);
+    }
+}
+
+// RFC 9293 §3.8.6.1 keeps a connection open as long as its probes are answered, not longer.
+#[test]
+fn a_client_that_vanishes_behind_a_closed_window_is_forgotten() {
+    for multipath in [false, true] {
+        let mut sim = stalled(multipath, 600_000);
+        for path in &mut sim.net.paths {
+            path.cut = true;
+        }
+        sim.clients.clear();
+        sim.finish();
+        assert_eq!(sim.app.record().closed, Some(CloseCause::TimedOut));
+    }
+}
+
+// RFC 2018 §4: what is missing is told at once, also while data goes the other way all the time.
+#[test]
+fn losses_of_the_upload_are_told_during_a_download() {
+    let path = Path {
+        queue: Duration::from_secs(1),
+        ..Path::default()
+    };
+    let config = SimConfig {
+        paths: vec![path],
+        ..SimConfig::with(source(3_000_000))
+    };
+    let mut sim = open(config, client(true));
+    sim.run(|sim| sim.clients[0].received().len() > 500_000);
+    let sent = stream(1, 60_000);
+    sim.clients[0].send(&sent[..10_000]);
+    sim.run(|sim| sim.clients[0].acknowledged() == 10_000);
+    sim.net.lose_next.push((Side::Server, IfaceId(0)));
+    sim.clients[0].send(&sent[10_000..]);
+    let began = sim.now;
+    sim.run(|sim| sim.app.total_received() == sent.len());
+    let took = sim.now.since(began);
+    assert!(took < Duration::from_millis(250), "{took:?}");
+    sim.run(|sim| sim.clients[0].received().len() == 3_000_000);
+    end(sim);
+}
