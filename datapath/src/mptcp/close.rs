@@ -177,8 +177,14 @@ impl Connection {
         if self.snd.free() < self.snd.limit() / 4
             && let Some(index) = self.pinning_subflow()
         {
-            let reason = MpTcprst { transient: true, reason: RST_PERFORMANCE };
-            self.subflows[index].reset = Some(Reset { reason: Some(reason), ..Reset::default() });
+            let reason = MpTcprst {
+                transient: true,
+                reason: RST_PERFORMANCE,
+            };
+            self.subflows[index].reset = Some(Reset {
+                reason: Some(reason),
+                ..Reset::default()
+            });
         }
     }
 
@@ -189,8 +195,12 @@ impl Connection {
         let pins = |s: &Subflow| {
             s.reset.is_none()
                 && s.tx.rtt.backoff() >= PINNING_BACKOFF
-                && s.lowest_outstanding().is_some_and(|lowest| lowest.before(self.snd.snd_una))
+                && s.lowest_outstanding()
+                    .is_some_and(|lowest| lowest.before(self.snd.snd_una))
         };
-        self.subflows.iter().find(|(_, s)| usable && pins(s)).map(|(index, _)| index)
+        self.subflows
+            .iter()
+            .find(|(_, s)| usable && pins(s))
+            .map(|(index, _)| index)
     }
 }

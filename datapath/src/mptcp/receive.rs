@@ -2,7 +2,7 @@
 
 use super::connection::{Connection, End, Mode};
 use super::data::Delivered;
-use super::subflow::{Handshake, Mapping, Reset};
+use super::subflow::{Announced, Handshake, Mapping, Reset};
 use crate::crypto;
 use crate::metrics::Metrics;
 use crate::port::IfaceId;
@@ -87,10 +87,10 @@ impl Connection {
             self.fall_back();
         }
         self.on_acknowledgment(index, now, segment, metrics);
-        if self.mode == Mode::Mptcp {
-            self.on_options(index, segment, metrics);
-        }
-        if self.subflows.contains(index) && self.subflows[index].state.may_receive() {
+        if self.mode == Mode::Mptcp && !self.on_options(index, segment, metrics) {
+            metrics.rcv_pruned += 1;
+            self.subflows[index].rx.ack_now = true;
+        } else if self.subflows.contains(index) && self.subflows[index].state.may_receive() {
             self.on_text(index, now, segment, metrics, &mut received);
         } else if !segment.payload.is_empty() && self.subflows.contains(index) {
             // RFC 9293 §3.10.7.4: text after the peer's FIN is ignored, and acknowledged again.
@@ -374,11 +374,13 @@ impl Connection {
 
     /// Everything of RFC 8684 that a segment of a running connection may carry, after the checks
     /// that TCP makes (§3.4.1: only what is in sequence and acknowledges properly is believed).
-    fn on_options(&mut self, index: usize, segment: &Segment<'_>, metrics: &mut Metrics) {
+    /// `false`: the text of this segment cannot be taken in.
+    fn on_options(&mut self, index: usize, segment: &Segment<'_>, metrics: &mut Metrics) -> bool {
         let options = &segment.tcp.options.mptcp;
         let Some(subflow) = self.subflows.get_mut(index) else {
-            return;
+            return true;
         };
+        let mut room = true;
         if let Some(prio) = options.prio {
             metrics.mp_prio_rx += 1;
             subflow.backup = prio.backup;
@@ -409,14 +411,21 @@ impl Connection {
                 checksum,
                 data_fin: false,
             };
-            self.on_mapping(index, mapping, metrics);
+            room &= self.on_mapping(index, mapping, metrics);
         }
         if let Some(dss) = options.dss {
-            self.on_dss(index, segment, &dss, metrics);
+            room &= self.on_dss(index, segment, &dss, metrics);
         }
+        room
     }
 
-    fn on_dss(&mut self, index: usize, segment: &Segment<'_>, dss: &Dss, metrics: &mut Metrics) {
+    fn on_dss(
+        &mut self,
+        index: usize,
+        segment: &Segment<'_>,
+        dss: &Dss,
+        metrics: &mut Metrics,
+    ) -> bool {
         self.confirmed = true;
         let window = self.subflows[index].window_of(&segment.tcp);
         if let Some(width) = dss.data_ack {
@@ -433,7 +442,9 @@ impl Connection {
                 self.snd.window_edge = self.snd.window_edge.max(ack + window);
             }
         }
-        let Some(mapping) = dss.mapping else { return };
+        let Some(mapping) = dss.mapping else {
+            return true;
+        };
         let dsn = match mapping.dsn {
             DsnWidth::Four(low) => {
                 self.eight_octets = false;
@@ -447,7 +458,7 @@ impl Connection {
         };
         if mapping.len == 0 {
             self.on_infinite_mapping(index, metrics);
-            return;
+            return true;
         }
         let fin_len = usize::from(dss.data_fin);
         let len = usize::from(mapping.len) - fin_len;
@@ -455,7 +466,7 @@ impl Connection {
             // RFC 8684 §3.3.1: a checksum where none was agreed, or none where one was.
             metrics.dss_checksum_mismatch += 1;
             self.reset_subflow(index, RST_MPTCP_SPECIFIC);
-            return;
+            return true;
         }
         if dss.data_fin && len == 0 {
             // RFC 8684 §3.3.3: a DATA_FIN alone maps nothing of the subflow.
@@ -463,10 +474,10 @@ impl Connection {
                 && !checksum::dss_valid(dsn.0, mapping.subflow_seq, mapping.len, 0, sum)
             {
                 metrics.data_csum_err += 1;
-                return;
+                return true;
             }
             self.on_data_fin(index, dsn);
-            return;
+            return true;
         }
         let seq = self.subflows[index].rx.irs + mapping.subflow_seq as usize;
         self.on_mapping(
@@ -479,15 +490,21 @@ impl Connection {
                 data_fin: dss.data_fin,
             },
             metrics,
-        );
+        )
     }
 
-    fn on_mapping(&mut self, index: usize, mapping: Mapping, metrics: &mut Metrics) {
+    /// `false`: there is no room for it, so neither for the text that it came with.
+    fn on_mapping(&mut self, index: usize, mapping: Mapping, metrics: &mut Metrics) -> bool {
         if mapping.data_fin && mapping.checksum.is_none() {
             self.on_data_fin(index, mapping.dsn + mapping.len);
         }
-        if !self.subflows[index].announce(mapping) {
-            metrics.dss_not_matching += 1;
+        match self.subflows[index].announce(mapping) {
+            Announced::Known => true,
+            Announced::Conflict => {
+                metrics.dss_not_matching += 1;
+                true
+            }
+            Announced::NoRoom => false,
         }
     }
 

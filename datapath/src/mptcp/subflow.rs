@@ -14,8 +14,9 @@ use crate::wire::tcp::TcpHeader;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-/// Mappings announced and not yet used up; a peer that announces more has the surplus ignored.
-const MAPPINGS_MAX: usize = 256;
+/// Mappings announced and not yet used up. A segment whose mapping finds no room here is not taken
+/// in, so that it comes again with its mapping.
+const MAPPINGS_MAX: usize = 1024;
 
 /// What octets of a subflow are at data level, as announced by the peer (RFC 8684 §3.3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,17 @@ pub struct SentMapping {
     pub data_fin: bool,
     /// A second copy of octets that another subflow carried first.
     pub reinjection: bool,
+}
+
+/// What became of a mapping given to [`Subflow::announce`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announced {
+    /// It is known, from now on or from earlier.
+    Known,
+    /// It contradicts an earlier one, which stands (RFC 8684 §3.3.1: a mapping never changes).
+    Conflict,
+    /// There are too many ahead of it.
+    NoRoom,
 }
 
 /// How a subflow in SYN-RECEIVED is to be completed.
@@ -148,11 +160,10 @@ impl Subflow {
         seq.0.wrapping_sub(self.tx.iss.0)
     }
 
-    /// Takes in a mapping the peer announced. `false`: it contradicts an earlier one, which stands
-    /// (RFC 8684 §3.3.1: a mapping never changes).
-    pub fn announce(&mut self, mut mapping: Mapping) -> bool {
+    /// Takes in a mapping the peer announced.
+    pub fn announce(&mut self, mut mapping: Mapping) -> Announced {
         if mapping.end().at_or_before(self.delivered_to) {
-            return true;
+            return Announced::Known;
         }
         let at = self
             .mappings
@@ -161,11 +172,11 @@ impl Subflow {
             && before.end().after(mapping.seq)
         {
             if !before.agrees_with(&mapping) {
-                return false;
+                return Announced::Conflict;
             }
             let known = before.end().min(mapping.end()).distance(mapping.seq);
             if known == mapping.len || mapping.checksum.is_some() {
-                return true;
+                return Announced::Known;
             }
             mapping.seq += known;
             mapping.dsn += known;
@@ -174,12 +185,21 @@ impl Subflow {
         if let Some(after) = self.mappings.get(at)
             && mapping.end().after(after.seq)
         {
-            return after.agrees_with(&mapping);
+            if !after.agrees_with(&mapping) {
+                return Announced::Conflict;
+            }
+            if mapping.checksum.is_some() {
+                return Announced::Known;
+            }
+            // Up to where the known one goes on.
+            mapping.len = after.seq.distance(mapping.seq);
         }
-        if self.mappings.len() < MAPPINGS_MAX {
-            self.mappings.insert(at, mapping);
+        // What comes next on the subflow always has room: it makes room for the rest.
+        if self.mappings.len() >= MAPPINGS_MAX && mapping.seq.after(self.rx.rcv_nxt) {
+            return Announced::NoRoom;
         }
-        true
+        self.mappings.insert(at, mapping);
+        Announced::Known
     }
 
     /// The mapping that covers `seq`; those that end before it are dropped.

@@ -85,6 +85,74 @@ fn a_client_that_vanishes_behind_a_closed_window_is_forgotten() {
     }
 }
 
+// What a subflow had in flight is free once it is gone, and the application may write again.
+#[test]
+fn a_reset_subflow_lets_go_of_the_send_buffer() {
+    let mut sim = open(SimConfig::with(source(4_000_000)), client(true));
+    let at = sim.join(0, 1);
+    sim.run(|sim| sim.clients[0].subflows[at].received > 100_000);
+    // Long enough for the data on the dead path to come over the other one, too short for the
+    // server to give the dead path up.
+    sim.net.paths[0].cut = true;
+    sim.run_for(Duration::from_millis(350));
+    let before = sim.clients[0].received().len();
+    sim.net.paths[0].cut = false;
+    sim.clients[0].reset(0);
+    sim.run_for(Duration::from_millis(30));
+    assert!(sim.clients[0].received().len() > before, "it stands still");
+    sim.run(|sim| sim.clients[0].received().len() == 4_000_000);
+    end(sim);
+}
+
+// RFC 8684 §3.3.1: every segment has its own mapping, and all of them count while one is missing.
+#[test]
+fn a_hole_before_hundreds_of_small_segments() {
+    for checksum in [false, true] {
+        let client = ClientConfig {
+            checksum,
+            segment_bytes: 120,
+            flight_segments: 1500,
+            ..client(true)
+        };
+        let mut sim = open(SimConfig::with(SINK), client);
+        sim.clients[0].send(b"first");
+        sim.run(|sim| sim.clients[0].acknowledged() == 5);
+        let sent = stream(1, 150_000);
+        sim.net.lose_next.push((Side::Server, IfaceId(0)));
+        sim.clients[0].send(&sent);
+        let began = sim.now;
+        sim.run(|sim| sim.app.total_received() == 5 + sent.len());
+        let took = sim.now.since(began);
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        assert_same(&sim.app.record().received[5..], &sent);
+        end(sim);
+    }
+}
+
+// What was acknowledged is the application's, however long after the end of the subflows it reads.
+#[test]
+fn octets_wait_for_an_application_that_reads_after_the_end() {
+    for multipath in [false, true] {
+        let app = Behaviour {
+            paused: true,
+            close_first: true,
+            ..source(10)
+        };
+        let mut sim = open(SimConfig::with(app), client(multipath));
+        let sent = stream(1, 100_000);
+        sim.clients[0].send(&sent);
+        sim.clients[0].close_write();
+        sim.run(|sim| sim.clients[0].closed());
+        sim.run_for(Duration::from_secs(300));
+        assert_eq!(sim.app.record().closed, None);
+        sim.resume_app();
+        sim.settle();
+        assert_same(&sim.app.record().received, &sent);
+        assert_eq!(sim.app.record().closed, Some(CloseCause::Finished));
+        sim.finish();
+    }
+}
+
 // RFC 2018 §4: what is missing is told at once, also while data goes the other way all the time.
 #[test]
 fn losses_of_the_upload_are_told_during_a_download() {
