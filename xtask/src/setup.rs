@@ -107,47 +107,42 @@ fn is_root() -> bool {
 }
 
 fn missing_packages<'a>(packages: &[&'a str]) -> Vec<&'a str> {
-    if !on_path("dpkg-query") {
-        return missing_programs(packages);
-    }
-    let installed = Cmd::new("dpkg-query")
+    // Fails where there is no dpkg, and when a package is unknown: what it knows it prints.
+    let listed = Cmd::new("dpkg-query")
         .args(["-W", "-f", "${Package} ${db:Status-Status}\n"])
         .args(packages)
         .output()
         .map_or_else(|_| String::new(), |output| output.stdout);
-    let installed: Vec<_> = installed
+    let installed: Vec<_> = listed
         .lines()
         .filter_map(|line| line.strip_suffix(" installed"))
         .collect();
     packages
         .iter()
         .copied()
-        .filter(|package| !installed.contains(package))
+        .filter(|package| !installed.contains(package) && !there_by_other_means(package))
         .collect()
 }
 
-/// Without dpkg only a look at the programs and headers tells.
-fn missing_programs<'a>(packages: &[&'a str]) -> Vec<&'a str> {
-    let there = |package: &str| match package {
+/// Another distribution's package, another flavour of it, or something built by hand.
+fn there_by_other_means(package: &str) -> bool {
+    let llvm = |file: &str| Path::new(LLVM_PREFIX).join(file).exists();
+    match package {
         "apache2-utils" => on_path("ab"),
-        "iproute2" => on_path("ip"),
+        "iproute2" => on_path("ip") && on_path("nstat") && on_path("ss"),
         "libc6-dev" => Path::new("/usr/include/stdlib.h").exists(),
         "libelf-dev" => Path::new("/usr/include/libelf.h").exists(),
-        "libpolly-22-dev" | "llvm-22-dev" => Path::new(LLVM_PREFIX).exists(),
+        "libpolly-22-dev" => llvm("lib/libPolly.a"),
         "libzstd-dev" => Path::new("/usr/include/zstd.h").exists(),
         "llvm" => on_path("llvm-strip"),
+        "llvm-22-dev" => llvm("include/llvm-c/Core.h"),
         "nftables" => on_path("nft"),
         "nghttp2-client" => on_path("h2load"),
         "nginx-light" => on_path("nginx"),
-        "util-linux" => on_path("setpriv"),
+        "util-linux" => on_path("setpriv") && on_path("taskset"),
         "zlib1g-dev" => Path::new("/usr/include/zlib.h").exists(),
         program => on_path(program),
-    };
-    packages
-        .iter()
-        .copied()
-        .filter(|package| !there(package))
-        .collect()
+    }
 }
 
 fn install_packages(packages: &[&str]) -> Result<(), String> {
