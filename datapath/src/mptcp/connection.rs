@@ -340,6 +340,9 @@ impl Connection {
         debug_assert!(self.subflows.len() <= 1);
         self.mode = Mode::Tcp;
         self.checksum = false;
+        // Nothing is sent out of step any more: the subflow alone repeats what is lost.
+        self.snd.reinject.clear();
+        self.data_rto_at = None;
         for (_, subflow) in &mut self.subflows {
             subflow.handshake = Handshake::Tcp;
         }

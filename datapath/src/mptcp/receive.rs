@@ -307,13 +307,13 @@ impl Connection {
         self.rcv.start(self.remote_idsn);
     }
 
-    /// RFC 8684 §3.7: on the only subflow, before any DSS was seen: text without a mapping, or an
-    /// acknowledgment of our text without a DATA_ACK.
+    /// RFC 8684 §3.7: on the only subflow, before any DSS was seen: text without a mapping, a FIN
+    /// without a DATA_FIN before it, or an acknowledgment of our text without a DATA_ACK.
     fn shows_no_mptcp(&self, index: usize, segment: &Segment<'_>) -> bool {
         let options = &segment.tcp.options.mptcp;
         let subflow = &self.subflows[index];
         let speaks = options.dss.is_some() || options.capable.is_some();
-        let bare = segment.payload.is_empty() && segment.tcp.ack == subflow.tx.iss + 1;
+        let bare = segment.segment_len() == 0 && segment.tcp.ack == subflow.tx.iss + 1;
         subflow.initial && self.never_joined() && !speaks && !bare
     }
 

@@ -129,6 +129,25 @@ fn a_hole_before_hundreds_of_small_segments() {
     }
 }
 
+// RFC 8684 §3.7: a FIN without DSS before any DSS was seen comes from a peer that fell back.
+#[test]
+fn options_vanish_and_the_first_segment_is_a_fin() {
+    let quirks = Quirks {
+        no_options_after_third_ack: true,
+        ..Quirks::default()
+    };
+    let client = ClientConfig {
+        quirks,
+        ..client(true)
+    };
+    let mut sim = open(SimConfig::with(SINK), client);
+    sim.run_for(Duration::from_millis(100));
+    sim.clients[0].close_write();
+    sim.run(|sim| sim.clients[0].closed());
+    sim.finish();
+    assert_eq!(sim.app.record().closed, Some(CloseCause::Finished));
+}
+
 // What was acknowledged is the application's, however long after the end of the subflows it reads.
 #[test]
 fn octets_wait_for_an_application_that_reads_after_the_end() {
