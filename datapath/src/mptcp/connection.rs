@@ -191,14 +191,20 @@ impl Connection {
         (field as u16, field << shift)
     }
 
-    /// A window update is worth a segment (RFC 9293 §3.8.6.2.2).
-    pub fn window_update_due(&self) -> bool {
-        let mss = self
-            .subflows
-            .get(self.last_received_on)
-            .map_or(1460, |s| s.tx.mss);
-        self.rcv.window_gain_bytes() >= (self.rcv.limit_bytes() / 2).min(2 * mss)
-            && !self.rcv.fin_taken()
+    /// The subflow to send a window update on, if that is worth a segment
+    /// (RFC 9293 §3.8.6.2.2): the one that filled the window, or else any.
+    pub fn window_update_due(&self) -> Option<usize> {
+        let open = |s: &Subflow| s.state != State::SynReceived && s.reset.is_none();
+        let index = match self.subflows.get(self.last_received_on) {
+            Some(subflow) if open(subflow) => self.last_received_on,
+            _ => self.signal_subflow()?,
+        };
+        let subflow = &self.subflows[index];
+        // What a window field can say: without scaling it falls short of a large buffer.
+        let (_, window_bytes) = self.advertised_window(subflow.rcv_wscale);
+        let worth_bytes = (self.rcv.limit_bytes() / 2).min(2 * subflow.tx.mss);
+        let due = self.rcv.window_gain_bytes(window_bytes) >= worth_bytes && !self.rcv.fin_taken();
+        due.then_some(index)
     }
 
     /// The earliest timer of all.

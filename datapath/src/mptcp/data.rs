@@ -62,9 +62,10 @@ impl DataReceiver {
         self.limit_bytes - self.unread.len().min(self.limit_bytes)
     }
 
-    /// How far the edge could move beyond what was advertised last.
-    pub fn window_gain_bytes(&self) -> usize {
-        let edge = self.rcv_nxt + self.window_bytes();
+    /// How far a window of `window_bytes` from `rcv_nxt` would move the edge beyond what was
+    /// advertised last.
+    pub fn window_gain_bytes(&self, window_bytes: usize) -> usize {
+        let edge = self.rcv_nxt + window_bytes;
         if edge.after(self.right_edge) {
             edge.distance(self.right_edge)
         } else {

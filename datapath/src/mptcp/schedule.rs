@@ -138,11 +138,8 @@ impl Connection {
     /// Sets what follows from the state as a whole: the persist timer, a DATA_FIN without data, and
     /// window updates. Called once after every change.
     pub fn refresh(&mut self, now: Instant) {
-        if self.window_update_due()
-            && let Some(subflow) = self.subflows.get_mut(self.last_received_on)
-            && subflow.state != State::SynReceived
-        {
-            subflow.rx.ack_now = true;
+        if let Some(index) = self.window_update_due() {
+            self.subflows[index].rx.ack_now = true;
         }
         if self.mode == Mode::Mptcp
             && self.snd.fin_ready()

@@ -172,6 +172,25 @@ fn octets_wait_for_an_application_that_reads_after_the_end() {
     }
 }
 
+// RFC 9293 §3.8.6.2.2: without window scaling the edge cannot follow a large buffer; that is no
+// reason to acknowledge acknowledgments.
+#[test]
+fn acknowledgments_are_not_acknowledged() {
+    for multipath in [false, true] {
+        let client = ClientConfig {
+            window_scale: None,
+            receive_buffer_bytes: 60_000,
+            ..client(multipath)
+        };
+        let mut sim = open(SimConfig::with(source(140_000)), client);
+        sim.run(|sim| sim.clients[0].received().len() == 140_000);
+        sim.settle();
+        let sent = sim.server.engine.metrics.tx_frames;
+        assert!(sent < 140_000 / 1300 + 10, "{sent} frames");
+        end(sim);
+    }
+}
+
 // RFC 2018 §4: what is missing is told at once, also while data goes the other way all the time.
 #[test]
 fn losses_of_the_upload_are_told_during_a_download() {
@@ -195,5 +214,34 @@ fn losses_of_the_upload_are_told_during_a_download() {
     let took = sim.now.since(began);
     assert!(took < Duration::from_millis(250), "{took:?}");
     sim.run(|sim| sim.clients[0].received().len() == 3_000_000);
+    end(sim);
+}
+
+// RFC 8684 §3.3.1: the window belongs to the connection; the subflow that filled it may be gone
+// when it opens.
+#[test]
+fn the_window_opens_after_its_subflow_is_gone() {
+    let app = Behaviour {
+        paused: true,
+        ..SINK
+    };
+    let mut sim = open(SimConfig::with(app), client(true));
+    let sent = stream(1, 600_000);
+    sim.clients[0].send(&sent[..100]);
+    sim.run(|sim| sim.clients[0].acknowledged() == 100);
+    let at = sim.join(0, 1);
+    sim.run(|sim| sim.clients[0].subflows[at].open());
+    sim.net.paths[0].delay = Duration::from_millis(1);
+    sim.clients[0].send(&sent[100..]);
+    sim.run_for(Duration::from_millis(300));
+    sim.clients[0].reset(at);
+    sim.run_for(Duration::from_millis(40));
+    let before = sim.clients[0].acknowledged();
+    assert!(before < 300_000);
+    sim.resume_app();
+    sim.run_for(Duration::from_millis(30));
+    assert!(sim.clients[0].acknowledged() > before + 10);
+    sim.run(|sim| sim.app.total_received() == sent.len());
+    assert_same(&sim.app.record().received, &sent);
     end(sim);
 }
