@@ -17,6 +17,8 @@ pub struct RttEstimator {
     rto: Duration,
     /// Timeouts in a row without progress.
     backoff: u32,
+    /// Doublings of the timeout, until it is measured again.
+    doublings: u32,
 }
 
 impl Default for RttEstimator {
@@ -26,14 +28,17 @@ impl Default for RttEstimator {
             rttvar: Duration::ZERO,
             rto: RTO_INITIAL,
             backoff: 0,
+            doublings: 0,
         }
     }
 }
 
 impl RttEstimator {
     /// RFC 6298 §2.2, §2.3. The caller holds to Karn's algorithm (§3): no samples from what was
-    /// sent more than once.
+    /// sent more than once. Until the first one after a timeout the timeout stays backed off
+    /// (§5.7): a path that has become slower could not be measured otherwise.
     pub fn on_sample(&mut self, rtt: Duration) {
+        self.doublings = 0;
         match self.srtt {
             None => {
                 self.srtt = Some(rtt);
@@ -51,6 +56,7 @@ impl RttEstimator {
     /// RFC 6298 §5.5: the timer expired, back it off.
     pub fn on_timeout(&mut self) {
         self.backoff = self.backoff.saturating_add(1);
+        self.doublings = self.doublings.saturating_add(1);
     }
 
     /// New data was acknowledged: the path works.
@@ -73,7 +79,7 @@ impl RttEstimator {
     /// The timeout now, backed off.
     pub fn rto(&self) -> Duration {
         self.rto
-            .saturating_mul(1 << self.backoff.min(16))
+            .saturating_mul(1 << self.doublings.min(16))
             .min(RTO_MAX)
     }
 }
@@ -96,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn backoff_doubles_to_the_ceiling_and_ends_with_progress() {
+    fn backoff_doubles_to_the_ceiling_and_ends_with_a_measurement() {
         let mut rtt = RttEstimator::default();
         rtt.on_sample(Duration::from_millis(1));
         assert_eq!(rtt.rto(), RTO_MIN);
@@ -107,6 +113,8 @@ mod tests {
         }
         assert_eq!(rtt.rto(), RTO_MAX);
         rtt.on_progress();
+        assert_eq!((rtt.rto(), rtt.backoff()), (RTO_MAX, 0));
+        rtt.on_sample(Duration::from_millis(1));
         assert_eq!(rtt.rto(), RTO_MIN);
     }
 }

@@ -191,6 +191,18 @@ fn acknowledgments_are_not_acknowledged() {
     }
 }
 
+// RFC 6298 §5.7, §3: a backed-off timeout is kept until there is a measurement again.
+#[test]
+fn a_path_that_becomes_slower_than_the_timeout() {
+    let mut sim = open(SimConfig::with(source(400_000)), client(false));
+    sim.run(|sim| sim.clients[0].received().len() > 50_000);
+    sim.net.paths[0].delay = Duration::from_millis(400);
+    sim.run(|sim| sim.clients[0].received().len() == 400_000);
+    let timeouts = sim.server.engine.metrics.tcp_timeouts;
+    assert!(timeouts <= 4, "{timeouts} timeouts on a path without loss");
+    end(sim);
+}
+
 // RFC 2018 §4: what is missing is told at once, also while data goes the other way all the time.
 #[test]
 fn losses_of_the_upload_are_told_during_a_download() {
