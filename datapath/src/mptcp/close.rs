@@ -136,7 +136,7 @@ impl Connection {
         let others_open = self
             .subflows
             .iter()
-            .any(|(i, s)| i != index && s.state == State::Established);
+            .any(|(i, s)| i != index && s.state == State::Established && s.reset.is_none());
         if self.mode == Mode::Mptcp && others_open {
             // RFC 8684 §3.3.3: a FIN closes this subflow only; answered at once, as the
             // connection lives on others. On its last one we go on sending (Appendix D).

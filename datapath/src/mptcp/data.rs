@@ -367,7 +367,8 @@ impl DataSender {
     /// not fit the set stay with the data-level timer.
     pub fn mark_reinject(&mut self, dsn: DataSeq, len: usize) {
         let start = dsn.max(self.snd_una);
-        let end = (dsn + len).min(self.end());
+        // Neither the DATA_FIN nor what was never sent.
+        let end = (dsn + len).min(self.end()).min(self.snd_nxt);
         if start.before(end) {
             self.reinject.insert(start, end);
         }
@@ -462,5 +463,10 @@ mod tests {
         assert_eq!(tx.take_reinject(3), Some((DataSeq(30), 3)));
         assert_eq!(tx.take_reinject(9), Some((DataSeq(33), 2)));
         assert_eq!(tx.take_reinject(9), None);
+        // Octets that were never sent go out as new ones.
+        tx.push(&[8; 50]);
+        tx.mark_reinject(tx.snd_una, 100);
+        assert_eq!(tx.take_reinject(99), Some((DataSeq(30), 10)));
+        assert_eq!(tx.take_reinject(99), None);
     }
 }

@@ -367,7 +367,7 @@ impl Connection {
         match subflow.state {
             State::FinWait1 if our_fin_acked => subflow.state = State::FinWait2,
             State::Closing if our_fin_acked => self.enter_time_wait(index),
-            State::LastAck if our_fin_acked => self.drop_subflow(index, End::Finished),
+            State::LastAck if our_fin_acked => self.drop_subflow(index, End::PeerAborted),
             _ => {}
         }
     }
@@ -609,6 +609,10 @@ impl Connection {
             return self.deliver(dsn, text, in_place, metrics, offset);
         }
         let subflow = &mut self.subflows[index];
+        if subflow.reset.is_some() {
+            // RFC 8684 §3.7: nothing behind a failed checksum is believed.
+            return 0..0;
+        }
         if subflow.staged.is_empty()
             && let Some(mapping) = subflow.mapping_at(seq)
         {

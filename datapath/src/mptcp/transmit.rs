@@ -165,12 +165,15 @@ impl Connection {
         let subflow = &self.subflows[index];
         // RFC 9293 §3.8.6.1: a probe is a segment the peer must answer: one octet before what it
         // expects next.
-        let seq = if subflow.probe_due {
+        // The peer takes nothing else in from it, so what else is due goes first.
+        let others_due = subflow.data_fin_due || subflow.rx.ack_now || subflow.fourth_ack_due;
+        let probes = subflow.probe_due && !others_due;
+        let seq = if probes {
             subflow.tx.snd_una - 1
         } else {
             subflow.tx.snd_nxt
         };
-        metrics.zero_window_probes += u64::from(subflow.probe_due);
+        metrics.zero_window_probes += u64::from(probes);
         let data_fin = subflow.data_fin_due && self.mode == Mode::Mptcp && self.snd.fin_queued;
         let mut options = self.base_options(index, now);
         if data_fin && let Some(dss) = &mut options.mptcp.dss {
@@ -201,7 +204,7 @@ impl Connection {
         let subflow = &mut self.subflows[index];
         subflow.data_fin_due = false;
         subflow.fourth_ack_due = false;
-        subflow.probe_due = false;
+        subflow.probe_due &= !probes;
         if subflow.state == State::Closing && subflow.tx.flight_is_empty() {
             self.enter_time_wait(index);
         }

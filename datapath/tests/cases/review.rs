@@ -2,7 +2,7 @@
 
 use crate::model::apps::Behaviour;
 use crate::model::client::{ClientConfig, Quirks};
-use crate::model::net::{Path, Side};
+use crate::model::net::Side;
 use crate::model::sim::{Family, Sim, SimConfig};
 use crate::model::{assert_same, stream};
 use mpx_datapath::app::CloseCause;
@@ -200,32 +200,6 @@ fn a_path_that_becomes_slower_than_the_timeout() {
     sim.run(|sim| sim.clients[0].received().len() == 400_000);
     let timeouts = sim.server.engine.metrics.tcp_timeouts;
     assert!(timeouts <= 4, "{timeouts} timeouts on a path without loss");
-    end(sim);
-}
-
-// RFC 2018 §4: what is missing is told at once, also while data goes the other way all the time.
-#[test]
-fn losses_of_the_upload_are_told_during_a_download() {
-    let path = Path {
-        queue: Duration::from_secs(1),
-        ..Path::default()
-    };
-    let config = SimConfig {
-        paths: vec![path],
-        ..SimConfig::with(source(3_000_000))
-    };
-    let mut sim = open(config, client(true));
-    sim.run(|sim| sim.clients[0].received().len() > 500_000);
-    let sent = stream(1, 60_000);
-    sim.clients[0].send(&sent[..10_000]);
-    sim.run(|sim| sim.clients[0].acknowledged() == 10_000);
-    sim.net.lose_next.push((Side::Server, IfaceId(0)));
-    sim.clients[0].send(&sent[10_000..]);
-    let began = sim.now;
-    sim.run(|sim| sim.app.total_received() == sent.len());
-    let took = sim.now.since(began);
-    assert!(took < Duration::from_millis(250), "{took:?}");
-    sim.run(|sim| sim.clients[0].received().len() == 3_000_000);
     end(sim);
 }
 
