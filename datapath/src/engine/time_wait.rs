@@ -15,13 +15,16 @@ struct Entry {
     key: FlowKey,
     state: TimeWaitState,
     /// Tells an entry from a later one in the same place.
-    expires_at: Instant,
+    number: u64,
+    /// A FIN came again: at its end the time starts anew.
+    restarted: bool,
 }
 
 pub(super) struct TimeWaitTable {
     entries: Slab<Entry>,
-    /// Oldest first.
-    order: VecDeque<(Instant, u32)>,
+    /// When to look at which entry, of which number; oldest first. An entry is in it once.
+    order: VecDeque<(Instant, u32, u64)>,
+    inserted: u64,
     duration: Duration,
     limit: usize,
 }
@@ -31,6 +34,7 @@ impl TimeWaitTable {
         TimeWaitTable {
             entries: Slab::new(),
             order: VecDeque::new(),
+            inserted: 0,
             duration,
             limit,
         }
@@ -52,13 +56,15 @@ impl TimeWaitTable {
         } else {
             None
         };
-        let expires_at = now + self.duration;
+        self.inserted += 1;
+        let number = self.inserted;
         let entry = self.entries.insert(Entry {
             key,
             state,
-            expires_at,
+            number,
+            restarted: false,
         }) as u32;
-        self.order.push_back((expires_at, entry));
+        self.order.push_back((now + self.duration, entry, number));
         (entry, evicted)
     }
 
@@ -68,31 +74,36 @@ impl TimeWaitTable {
     }
 
     pub(super) fn next_expiry(&self) -> Option<Instant> {
-        self.order.front().map(|&(at, _)| at)
+        self.order.front().map(|&(at, ..)| at)
     }
 
-    /// Removes the oldest entry, if it expired by `limit`; `None` is any time.
-    fn pop_until(&mut self, limit: Option<Instant>) -> Option<FlowKey> {
-        while let Some(&(at, entry)) = self.order.front() {
-            if limit.is_some_and(|limit| at > limit) {
+    /// Removes the oldest entry whose time is over at `now`; `None` takes the oldest of all.
+    fn pop_until(&mut self, now: Option<Instant>) -> Option<FlowKey> {
+        while let Some(&(at, index, number)) = self.order.front() {
+            if now.is_some_and(|now| at > now) {
                 return None;
             }
             self.order.pop_front();
-            if self
-                .entries
-                .get(entry as usize)
-                .is_some_and(|e| e.expires_at == at)
-            {
-                return Some(self.entries.remove(entry as usize).key);
+            let Some(entry) = self.entries.get_mut(index as usize) else {
+                continue;
+            };
+            if entry.number != number {
+                continue;
             }
+            if let (Some(now), true) = (now, entry.restarted) {
+                entry.restarted = false;
+                self.order.push_back((now + self.duration, index, number));
+                continue;
+            }
+            return Some(self.entries.remove(index as usize).key);
         }
         None
     }
 
-    fn restart(&mut self, now: Instant, entry: u32) {
-        if let Some(state) = self.entries.get_mut(entry as usize) {
-            state.expires_at = now + self.duration;
-            self.order.push_back((state.expires_at, entry));
+    /// However often it is asked for, it costs one more round of the queue.
+    fn restart(&mut self, entry: u32) {
+        if let Some(entry) = self.entries.get_mut(entry as usize) {
+            entry.restarted = true;
         }
     }
 
@@ -133,10 +144,14 @@ impl Engine {
                 return;
             }
         }
+        if theirs.seq == state.rcv_nxt && segment.segment_len() == 0 {
+            // In step and with nothing in it: an answer would only draw another.
+            return;
+        }
         if theirs.flags.contains(TcpFlags::FIN) {
             // RFC 9293 §3.10.7.4, eighth check: a FIN again: our ACK was lost, and the time starts
             // anew.
-            self.time_wait.restart(now, entry);
+            self.time_wait.restart(entry);
         }
         let options = TcpOptions {
             timestamps: state.ts.map(|ts| ts.option(now)),
@@ -156,5 +171,58 @@ impl Engine {
                 options,
             },
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seq::TcpSeq;
+    use crate::wire::frame::Link;
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    fn key(port: u16) -> FlowKey {
+        let at = |port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+        FlowKey::new(at(80), at(port))
+    }
+
+    fn state() -> TimeWaitState {
+        TimeWaitState {
+            iface: IfaceId(0),
+            link: Link::default(),
+            snd_nxt: TcpSeq(1),
+            rcv_nxt: TcpSeq(1),
+            ts: None,
+        }
+    }
+
+    #[test]
+    fn a_flood_of_fins_prolongs_an_entry_and_costs_no_memory() {
+        let at = Instant::from_millis;
+        let mut table = TimeWaitTable::new(Duration::from_millis(100), 10);
+        let (first, _) = table.insert(at(0), key(1), state());
+        table.insert(at(10), key(2), state());
+        for _ in 0..1000 {
+            table.restart(first);
+        }
+        assert_eq!(table.order.len(), 2);
+        assert_eq!(table.pop_expired(at(105)), None);
+        assert_eq!(table.pop_expired(at(120)), Some(key(2)));
+        assert_eq!(table.pop_expired(at(204)), None);
+        assert_eq!(table.pop_expired(at(206)), Some(key(1)));
+        assert!(table.len() == 0 && table.next_expiry().is_none());
+    }
+
+    #[test]
+    fn a_place_used_again_keeps_its_own_time() {
+        let at = Instant::from_millis;
+        let mut table = TimeWaitTable::new(Duration::from_millis(100), 1);
+        let (first, _) = table.insert(at(0), key(1), state());
+        table.remove(first);
+        let (second, evicted) = table.insert(at(50), key(2), state());
+        assert_eq!((first, evicted), (second, None));
+        assert_eq!(table.pop_expired(at(120)), None);
+        assert_eq!(table.insert(at(130), key(3), state()).1, Some(key(2)));
+        assert_eq!(table.pop_expired(at(230)), Some(key(3)));
     }
 }
