@@ -366,3 +366,31 @@ fn a_token_keeps_index_and_generation() {
     };
     assert_eq!(Key::of(key.token()), key);
 }
+/// Both streams have ended and the client is gone, but the backend has not taken everything yet.
+#[test]
+fn a_backend_that_ends_first_still_gets_everything() {
+    let (listener, address) = listen();
+    let mut rig = Rig::new(&[address], false);
+    rig.run_until("a backend", |rig| rig.count(|c| &c.connects) == 1);
+    let mut stream = listener.accept().unwrap().0;
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut up = Vec::new();
+    while rig.engine.report(rig.now(), 1).conns[0].unread_bytes == 0 {
+        let more = model::stream(up.len() as u64, 16_384);
+        rig.client.send(&more);
+        up.extend(more);
+        let sent = up.len() as u64;
+        rig.run_until("acknowledgment", |rig| rig.client.acknowledged() >= sent);
+    }
+    rig.client.close_write();
+    rig.run_until("both ends", |rig| {
+        rig.client.peer_finished() && rig.client.all_acknowledged()
+    });
+    rig.run_until("subflows closed", |rig| rig.client.closed());
+    rig.run_for(Duration::from_millis(200));
+
+    let reader = thread::spawn(move || read_all(&mut stream));
+    rig.run_until("no connection", |rig| rig.connections() == 0);
+    model::assert_same(&reader.join().unwrap(), &up);
+    assert_eq!(rig.count(|c| &c.client_aborts), 0);
+}

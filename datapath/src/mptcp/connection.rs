@@ -16,6 +16,9 @@ use std::net::SocketAddr;
 /// RFC 8684 §3.2: address id 0 is the initial subflow's.
 const FIRST_JOIN_ID: u8 = 1;
 
+/// Retransmissions on a subflow of a connection whose streams have ended both.
+const OVER_RETRIES: u32 = 3;
+
 /// What is spoken on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -285,7 +288,10 @@ impl Connection {
             .subflows
             .iter()
             .any(|(i, s)| i != index && s.is_usable());
-        if backoff > retries_max || (others && backoff > retries_max / 2) {
+        // RFC 8684 §3.3.3: with both streams ended and acknowledged, a subflow has nothing left to
+        // bring: one that does not answer is not waited for.
+        let over = self.mode == Mode::Mptcp && self.streams_closed() && backoff > OVER_RETRIES;
+        if over || backoff > retries_max || (others && backoff > retries_max / 2) {
             self.give_up_subflow(index, metrics);
         } else if others {
             // RFC 8684 §3.3.6: what is stuck here may go elsewhere.

@@ -251,8 +251,8 @@ fn a_download_survives_the_loss_of_either_path() {
         let began = sim.now;
         sim.run(|sim| sim.clients[c].peer_finished());
         let took = sim.now.since(began);
-        // The dead subflow pins what it carried in the send buffer until it is given up.
-        assert!(took < Duration::from_secs(30), "{took:?}");
+        // The dead subflow may not hold the send buffer for long.
+        assert!(took < Duration::from_secs(5), "{took:?}");
         assert_same(sim.clients[c].received(), &stream(3, LEN));
         sim.clients[c].close_write();
         sim.run(|sim| sim.clients[c].all_acknowledged());
@@ -276,6 +276,11 @@ fn an_upload_survives_the_loss_of_either_path() {
         sim.net.paths[cut].cut = true;
         sim.run(|sim| sim.clients[c].peer_finished() && sim.clients[c].all_acknowledged());
         assert_same(&sim.app.record().received, &sent);
+        // RFC 8684 §3.3.3: the subflow on the dead path is not waited for once all is said.
+        let began = sim.now;
+        sim.run(|sim| sim.server.engine.connections() == 0);
+        let took = sim.now.since(began);
+        assert!(took < Duration::from_secs(10), "{took:?}");
         sim.finish();
     }
 }
