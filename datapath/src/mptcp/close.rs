@@ -166,6 +166,17 @@ impl Connection {
                     }
                 }
             }
+            Mode::Mptcp => {
+                // RFC 8684 §3.3.3: with FINs on all subflows and no DATA_FIN it is closed after a
+                // timeout; until then a subflow may join.
+                let ended = |s: &Subflow| !s.state.may_receive() && s.state != State::SynReceived;
+                if self.rcv.fin_taken() || !self.subflows.iter().all(|(_, s)| ended(s)) {
+                    self.give_up_at = None;
+                } else {
+                    self.give_up_at
+                        .get_or_insert(now + self.settings.fin_timeout);
+                }
+            }
             _ => {}
         }
         let lowest = self

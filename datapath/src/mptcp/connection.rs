@@ -350,6 +350,14 @@ impl Connection {
     /// sequence stay in step from here on.
     pub fn fall_back(&mut self) {
         debug_assert!(self.subflows.len() <= 1);
+        if self.mode == Mode::Mptcp {
+            // From now on the subflow's acknowledgments are the data's, also the last one.
+            for (_, subflow) in &self.subflows {
+                let relative = subflow.relative_sent(subflow.tx.snd_una);
+                let low = (self.local_idsn.0 as u32).wrapping_add(relative);
+                self.snd.on_ack(self.snd.snd_una.expand(low));
+            }
+        }
         self.mode = Mode::Tcp;
         self.checksum = false;
         // Nothing is sent out of step any more: the subflow alone repeats what is lost.

@@ -13,6 +13,8 @@ use crate::time::{Duration, Instant};
 
 /// Reinjected at a time when the data level alone lost something.
 const DATA_RETRANSMIT_BYTES: usize = 64 * 1024;
+/// DATA_FINs without data sent before a peer that never showed a DSS is taken for plain TCP.
+const BARE_DATA_FINS: u32 = 3;
 /// Unanswered data-level retransmissions after which the peer is taken for gone.
 const DATA_RETRIES_MAX: u32 = 12;
 
@@ -181,6 +183,18 @@ impl Connection {
         }
     }
 
+    /// RFC 8684 §3.7: the subflow's acknowledgments come, and never one with a DATA_ACK. To repeat
+    /// data now would put it into the stream of a peer that fell back. A DATA_FIN alone takes no
+    /// sequence space; it may as well have been lost.
+    fn looks_like_tcp(&self) -> bool {
+        let bare_fins_lost = self.data_rto_backoff > BARE_DATA_FINS;
+        !self.confirmed
+            && self.never_joined()
+            && self.subflows.iter().all(|(_, s)| {
+                s.tx.flight_is_empty() && (s.tx.snd_una != s.tx.iss + 1 || bare_fins_lost)
+            })
+    }
+
     /// The data-level timer expired. What the subflows still have in flight is theirs to repeat;
     /// what they delivered and the peer's data level did not acknowledge is sent again.
     pub fn on_data_timeout(&mut self, now: Instant, metrics: &mut Metrics) {
@@ -190,6 +204,11 @@ impl Connection {
         }
         metrics.data_timeouts += 1;
         self.data_rto_backoff += 1;
+        if self.looks_like_tcp() {
+            metrics.mp_fallback_data += 1;
+            self.fall_back();
+            return;
+        }
         if self.data_rto_backoff > DATA_RETRIES_MAX {
             self.end.get_or_insert(End::TimedOut);
             self.reset_all(Reset::default());

@@ -231,3 +231,57 @@ fn the_window_opens_after_its_subflow_is_gone() {
     assert_same(&sim.app.record().received, &sent);
     end(sim);
 }
+
+// RFC 8684 §3.3.3: with FINs on all subflows and no DATA_FIN the connection is closed after a
+// timeout, and only then.
+#[test]
+fn subflows_end_without_a_data_fin() {
+    for subflows in [1, 2] {
+        let quirks = Quirks {
+            no_data_fin: true,
+            ..Quirks::default()
+        };
+        let client = ClientConfig {
+            quirks,
+            ..client(true)
+        };
+        let mut sim = open(SimConfig::with(source(1000)), client);
+        sim.clients[0].send(b"hello");
+        sim.run(|sim| sim.clients[0].acknowledged() == 5);
+        for path in 1..subflows {
+            let at = sim.join(0, path);
+            sim.run(|sim| sim.clients[0].subflows[at].open());
+        }
+        sim.clients[0].close_write();
+        sim.run_for(Duration::from_secs(30));
+        assert_eq!(sim.app.record().closed, None);
+        sim.finish();
+        assert_eq!(sim.app.record().closed, Some(CloseCause::TimedOut));
+    }
+}
+
+// RFC 8684 §3.7: the peer fell back before it saw our DATA_FIN; the FIN says the same.
+#[test]
+fn options_vanish_from_a_data_fin() {
+    let quirks = Quirks {
+        no_options_after_third_ack: true,
+        ..Quirks::default()
+    };
+    for len in [0, 3000] {
+        let app = Behaviour {
+            close_first: true,
+            ..source(len)
+        };
+        let client = ClientConfig {
+            quirks,
+            ..client(true)
+        };
+        let mut sim = open(SimConfig::with(app), client);
+        sim.run(|sim| sim.clients[0].peer_finished());
+        assert_same(sim.clients[0].received(), &stream(7, len));
+        let sent = stream(1, 3000);
+        sim.clients[0].send(&sent);
+        sim.run(|sim| sim.app.total_received() == sent.len());
+        end(sim);
+    }
+}

@@ -84,6 +84,8 @@ pub struct Quirks {
     pub wrong_join_hmac: bool,
     /// Keys in the third ACK that nobody exchanged.
     pub wrong_capable_key: bool,
+    /// Its subflows end, its stream does not.
+    pub no_data_fin: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

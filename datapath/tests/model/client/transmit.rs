@@ -125,6 +125,7 @@ impl Client {
         let due = match self.mode {
             Mode::Handshake => false,
             Mode::Tcp => all_sent,
+            Mode::Multipath if self.config.quirks.no_data_fin => all_sent,
             Mode::Multipath => self.all_acknowledged() && self.peer_finished(),
         };
         due.then(|| Sent {
@@ -141,6 +142,7 @@ impl Client {
 
     fn data_fin_due(&self, now: Instant) -> bool {
         self.mode == Mode::Multipath
+            && !self.config.quirks.no_data_fin
             && self.tx_closed
             && self.data_nxt == self.tx.len() as u64
             && !self.all_acknowledged()
