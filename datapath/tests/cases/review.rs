@@ -2,27 +2,22 @@
 
 use crate::model::apps::Behaviour;
 use crate::model::client::{ClientConfig, Quirks};
-use crate::model::net::Side;
+use crate::model::net::{Path, Side};
 use crate::model::sim::{Family, Sim, SimConfig};
-use crate::model::{assert_same, stream};
+use crate::model::{Rng, assert_same, seeds, stream};
 use mpx_datapath::app::CloseCause;
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::time::Duration;
 
-const SINK: Behaviour = Behaviour {
-    echo: false,
-    send_bytes: 0,
-    seed: 0,
-    close_first: false,
-    paused: false,
-    abort_after_bytes: None,
-};
+fn sink() -> Behaviour {
+    Behaviour::default()
+}
 
 fn source(len: usize) -> Behaviour {
     Behaviour {
         send_bytes: len,
         seed: 7,
-        ..SINK
+        ..sink()
     }
 }
 
@@ -114,7 +109,7 @@ fn a_hole_before_hundreds_of_small_segments() {
             flight_segments: 1500,
             ..client(true)
         };
-        let mut sim = open(SimConfig::with(SINK), client);
+        let mut sim = open(SimConfig::with(sink()), client);
         sim.clients[0].send(b"first");
         sim.run(|sim| sim.clients[0].acknowledged() == 5);
         let sent = stream(1, 150_000);
@@ -140,7 +135,7 @@ fn options_vanish_and_the_first_segment_is_a_fin() {
         quirks,
         ..client(true)
     };
-    let mut sim = open(SimConfig::with(SINK), client);
+    let mut sim = open(SimConfig::with(sink()), client);
     sim.run_for(Duration::from_millis(100));
     sim.clients[0].close_write();
     sim.run(|sim| sim.clients[0].closed());
@@ -209,7 +204,7 @@ fn a_path_that_becomes_slower_than_the_timeout() {
 fn the_window_opens_after_its_subflow_is_gone() {
     let app = Behaviour {
         paused: true,
-        ..SINK
+        ..sink()
     };
     let mut sim = open(SimConfig::with(app), client(true));
     let sent = stream(1, 600_000);
@@ -283,5 +278,84 @@ fn options_vanish_from_a_data_fin() {
         sim.clients[0].send(&sent);
         sim.run(|sim| sim.app.total_received() == sent.len());
         end(sim);
+    }
+}
+
+/// Octets go both ways while paths fail and come back, both sides stop reading for a while, and
+/// subflows come and go. Either the first path is never cut or no subflow is reset, so that there
+/// is a way at last.
+#[test]
+fn whatever_happens_on_the_way_both_streams_arrive() {
+    for seed in seeds(60) {
+        let mut rng = Rng(seed);
+        let len = 100_000 + rng.below(400_000);
+        let app = Behaviour {
+            close_first: rng.permille(500),
+            ..source(len)
+        };
+        let path = Path {
+            loss_permille: rng.below(20) as u32,
+            reorder_permille: rng.below(50) as u32,
+            ..Path::default()
+        };
+        let config = SimConfig {
+            paths: vec![path; 3],
+            seed,
+            checksum: rng.permille(300),
+            receive_buffer_bytes: 65_536 << rng.below(3),
+            send_buffer_bytes: 65_536 << rng.below(3),
+            ..SimConfig::with(app)
+        };
+        let client = ClientConfig {
+            seed,
+            sack: rng.permille(700),
+            eight_octets: rng.permille(700),
+            data_fin_with_data: rng.permille(500),
+            segment_bytes: 200 + rng.below(1200),
+            receive_buffer_bytes: 65_536 << rng.below(3),
+            ..client(true)
+        };
+        let mut sim = open(config, client);
+        let sent = stream(seed, 50_000 + rng.below(400_000));
+        sim.clients[0].send(&sent);
+        sim.run(|sim| sim.clients[0].acknowledged() > 0);
+        sim.clients[0].close_write();
+        let resets = rng.permille(500);
+        for _ in 0..rng.below(12) {
+            let path = rng.below(3);
+            match rng.below(7) {
+                0 | 1 if path > 0 || !resets => sim.net.paths[path].cut ^= true,
+                2 => sim.clients[0].set_reading(rng.permille(500)),
+                3 => sim.app.log.borrow_mut().behaviour.paused = true,
+                4 => sim.resume_app(),
+                5 if sim.clients[0].subflows[0].alive() => {
+                    sim.join(0, path);
+                }
+                _ => {
+                    let last = sim.clients[0].subflows.len() - 1;
+                    if last > 0 && resets {
+                        sim.clients[0].reset(last);
+                    }
+                }
+            }
+            let wait = 10 + rng.below(600) as u64;
+            sim.run_for(Duration::from_millis(wait));
+        }
+        for path in &mut sim.net.paths {
+            path.cut = false;
+        }
+        sim.clients[0].set_reading(true);
+        sim.resume_app();
+        let began = sim.now;
+        let done = |sim: &Sim| {
+            let client = &sim.clients[0];
+            client.peer_finished() && sim.app.total_received() == sent.len()
+        };
+        sim.run(done);
+        let took = sim.now.since(began);
+        assert!(took < Duration::from_secs(60), "seed {seed}: {took:?}");
+        assert_same(sim.clients[0].received(), &stream(7, len));
+        assert_same(&sim.app.record().received, &sent);
+        sim.finish();
     }
 }
