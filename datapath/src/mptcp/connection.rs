@@ -314,7 +314,6 @@ impl Connection {
 
     fn give_up_subflow(&mut self, index: usize, metrics: &mut crate::metrics::Metrics) {
         metrics.subflow_timeouts += 1;
-        self.reinject_flight(index, metrics);
         self.reset_subflow(index, RST_PERFORMANCE);
         if self.subflows.iter().all(|(_, s)| s.reset.is_some()) {
             self.end.get_or_insert(End::TimedOut);

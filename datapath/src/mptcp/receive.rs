@@ -700,7 +700,6 @@ impl Connection {
             fail_dsn: Some(mapping.dsn.0),
             fastclose_key: None,
         };
-        self.reinject_flight(index, metrics);
         self.subflows[index].reset = Some(reset);
         false
     }

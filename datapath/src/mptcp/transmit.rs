@@ -340,6 +340,9 @@ impl Connection {
             0,
             0,
         );
+        if self.end.is_none() {
+            self.reinject_flight(index, metrics);
+        }
         self.drop_subflow(index, End::PeerAborted);
         written
     }
