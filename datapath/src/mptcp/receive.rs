@@ -528,7 +528,7 @@ impl Connection {
             let (a, b) = staged.slices(0, staged.len());
             for octets in [a, b] {
                 let dsn = self.rcv.rcv_nxt;
-                self.deliver(dsn, octets, false, metrics, 0);
+                self.deliver(dsn, octets, false, metrics);
             }
         } else {
             self.reset_subflow(index, RST_MPTCP_SPECIFIC);
@@ -557,8 +557,8 @@ impl Connection {
                 subflow.bytes_received += text.len() as u64;
                 let whole = range.len() == segment.payload.len();
                 let sum = whole.then_some(segment.payload_sum);
-                received.in_place =
-                    self.on_ordered(index, before, text, sum, true, metrics, range.start);
+                let offered = self.on_ordered(index, before, text, sum, true, metrics);
+                received.in_place = range.start + offered.start..range.start + offered.end;
             }
             Accepted::Ready => {
                 let mut ready = subflow.rx.take_ready();
@@ -567,7 +567,7 @@ impl Connection {
                 while !ready.is_empty() {
                     let text = ready.peek();
                     let len = text.len();
-                    self.on_ordered(index, seq, text, None, false, metrics, 0);
+                    self.on_ordered(index, seq, text, None, false, metrics);
                     ready.consume(len);
                     seq += len;
                 }
@@ -588,11 +588,7 @@ impl Connection {
     }
 
     /// Octets that are in order on the subflow. Whole mappings go on to the data level; the rest is
-    /// staged. Returns what of `text` is to be offered in place, shifted by `offset`.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one call site each for the two ways in"
-    )]
+    /// staged. Returns what of `text` is to be offered in place.
     fn on_ordered(
         &mut self,
         index: usize,
@@ -601,12 +597,11 @@ impl Connection {
         sum: Option<u16>,
         in_place: bool,
         metrics: &mut Metrics,
-        offset: usize,
     ) -> Range<usize> {
         if self.mode == Mode::Tcp {
             self.subflows[index].delivered_to = seq + text.len();
             let dsn = self.rcv.rcv_nxt;
-            return self.deliver(dsn, text, in_place, metrics, offset);
+            return self.deliver(dsn, text, in_place, metrics);
         }
         let subflow = &mut self.subflows[index];
         if subflow.reset.is_some() {
@@ -621,7 +616,7 @@ impl Connection {
             let exact = mapping.seq == seq && mapping.len == text.len();
             if mapping.checksum.is_none() && fits {
                 subflow.delivered_to = seq + text.len();
-                return self.deliver(dsn, text, in_place, metrics, offset);
+                return self.deliver(dsn, text, in_place, metrics);
             }
             if mapping.checksum.is_some() && exact {
                 subflow.delivered_to = seq + text.len();
@@ -629,7 +624,7 @@ impl Connection {
                 if !self.verify(index, &mapping, sum, metrics) {
                     return 0..0;
                 }
-                return self.deliver(dsn, text, in_place, metrics, offset);
+                return self.deliver(dsn, text, in_place, metrics);
             }
         }
         subflow.staged_push(text);
@@ -660,8 +655,8 @@ impl Connection {
                 }
             }
             let dsn = mapping.dsn + from;
-            self.deliver(dsn, a, false, metrics, 0);
-            self.deliver(dsn + a.len(), b, false, metrics, 0);
+            self.deliver(dsn, a, false, metrics);
+            self.deliver(dsn + a.len(), b, false, metrics);
             staged.consume(len);
             seq += len;
         }
@@ -710,7 +705,6 @@ impl Connection {
         text: &[u8],
         in_place: bool,
         metrics: &mut Metrics,
-        offset: usize,
     ) -> Range<usize> {
         if text.is_empty() {
             return 0..0;
@@ -718,7 +712,7 @@ impl Connection {
         match self.rcv.accept(dsn, text, in_place) {
             Delivered::InPlace { skip, len } => {
                 self.events.readable = true;
-                return offset + skip..offset + skip + len;
+                return skip..skip + len;
             }
             Delivered::Buffered => self.events.readable = true,
             Delivered::OutOfOrder => metrics.data_ofo_queue += 1,
