@@ -1,12 +1,18 @@
 //! Ends: FIN and DATA_FIN, RST and MP_FASTCLOSE, and what happens to the data of a lost subflow.
 
 use super::connection::{Connection, End, Mode, Retired, TimeWaitState};
-use super::receive::RST_PERFORMANCE;
 use super::subflow::{Reset, Subflow};
 use crate::metrics::Metrics;
 use crate::tcp::State;
 use crate::time::Instant;
 use crate::wire::mptcp::MpTcprst;
+
+/// MP_TCPRST reasons (RFC 8684 §3.6).
+pub const RST_MPTCP_SPECIFIC: u8 = 0x01;
+pub const RST_NO_RESOURCES: u8 = 0x02;
+pub const RST_PROHIBITED: u8 = 0x03;
+pub const RST_PERFORMANCE: u8 = 0x05;
+pub const RST_MIDDLEBOX: u8 = 0x06;
 
 /// Timeouts in a row after which a subflow may no longer hold the send buffer.
 const PINNING_BACKOFF: u32 = 2;

@@ -1,7 +1,7 @@
 //! One connection: its keys, its two directions, its subflows and its timers.
 
+use super::close::RST_PERFORMANCE;
 use super::data::{DataReceiver, DataSender};
-use super::receive::RST_PERFORMANCE;
 use super::subflow::{Handshake, Subflow};
 use crate::engine::ConnId;
 use crate::port::IfaceId;

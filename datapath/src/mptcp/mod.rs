@@ -1,15 +1,19 @@
 //! Multipath TCP of one connection (RFC 8684): a stream over one or several subflows. A plain TCP
 //! connection is the same thing with one subflow under an infinite mapping.
 //!
-//! [`Connection`] is split by direction: [`receive`] takes segments in, [`transmit`] writes frames,
-//! [`schedule`] decides what goes where and when, [`close`] ends things.
+//! [`Connection`] is split by what happens to it: [`receive`] takes segments in and hands their parts
+//! to `handshake`, `options` and `text`; [`schedule`] decides what goes where and when; [`transmit`]
+//! writes frames; [`close`] ends things.
 
 pub mod close;
 pub mod connection;
 pub mod data;
+mod handshake;
+mod options;
 pub mod receive;
 pub mod schedule;
 pub mod subflow;
+mod text;
 pub mod transmit;
 
 pub use connection::{Connection, Mode};

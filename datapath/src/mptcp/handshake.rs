@@ -1,0 +1,126 @@
+//! The end of SYN-RECEIVED: the third ACK and what it may have lost on its way (RFC 8684 §3.1, §3.2).
+
+use super::close::{RST_MIDDLEBOX, RST_MPTCP_SPECIFIC};
+use super::connection::{Connection, Mode};
+use super::subflow::Handshake;
+use crate::crypto;
+use crate::metrics::Metrics;
+use crate::seq::DataSeq;
+use crate::tcp::State;
+use crate::time::Instant;
+use crate::wire::frame::Segment;
+use crate::wire::mptcp::{CapableContent, MpJoin};
+
+/// What the segment did that came in SYN-RECEIVED.
+pub(super) enum Completion {
+    Done,
+    Ignore,
+    AnswerReset,
+}
+
+impl Connection {
+    /// The segment that ends SYN-RECEIVED.
+    pub(super) fn complete_handshake(
+        &mut self,
+        index: usize,
+        now: Instant,
+        segment: &Segment<'_>,
+        metrics: &mut Metrics,
+    ) -> Completion {
+        let options = &segment.tcp.options.mptcp;
+        let subflow = &self.subflows[index];
+        if segment.tcp.ack != subflow.tx.iss + 1 {
+            // RFC 9293 §3.10.7.4: SYN-RECEIVED and an ACK of something else.
+            return Completion::AnswerReset;
+        }
+        match subflow.handshake {
+            Handshake::Tcp => {}
+            Handshake::Capable => match options.capable.map(|c| c.content) {
+                Some(
+                    CapableContent::Ack {
+                        sender_key,
+                        receiver_key,
+                    }
+                    | CapableContent::Data {
+                        sender_key,
+                        receiver_key,
+                        ..
+                    },
+                ) if receiver_key == self.local_key => {
+                    metrics.mp_capable_ack_rx += 1;
+                    self.start_mptcp(sender_key);
+                }
+                // RFC 8684 §3.1: the third ACK was lost and this came before the segment that
+                // repeats the keys. Its retransmission will be in order.
+                None if options.dss.is_some() => {
+                    metrics.mp_capable_ack_awaited += 1;
+                    return Completion::Ignore;
+                }
+                _ => {
+                    // RFC 8684 §3.1, §3.7: no keys, or not ours: plain TCP.
+                    metrics.mp_capable_fallback_ack += 1;
+                    self.fall_back();
+                }
+            },
+            Handshake::Join {
+                local_nonce,
+                remote_nonce,
+            } => {
+                let Some(MpJoin::Ack { hmac }) = options.join else {
+                    // RFC 8684 §3.2, §3.7: a join without its option is reset, never plain TCP.
+                    metrics.mp_join_ack_missing += 1;
+                    self.reset_subflow(index, RST_MIDDLEBOX);
+                    return Completion::Ignore;
+                };
+                // RFC 8684 §3.2: HMAC-A, the initiator's key and nonce first.
+                let expected =
+                    crypto::join_hmac(self.remote_key, self.local_key, remote_nonce, local_nonce);
+                if !crypto::join_ack_valid(&expected, &hmac) {
+                    metrics.mp_join_ack_hmac_failure += 1;
+                    self.reset_subflow(index, RST_MPTCP_SPECIFIC);
+                    return Completion::Ignore;
+                }
+                metrics.mp_join_ack_rx += 1;
+            }
+        }
+        let subflow = &mut self.subflows[index];
+        let window = subflow.window_of(&segment.tcp);
+        subflow.state = State::Established;
+        subflow.tx.on_handshake_done(segment.tcp.seq, window);
+        // RFC 6298 §3: a SYN/ACK sent more than once gives no sample.
+        if subflow.syn_ack_transmissions == 1
+            && let Some(sent_at) = subflow.syn_ack_sent_at
+        {
+            subflow.tx.rtt.on_sample(now.since(sent_at));
+        }
+        if subflow.initial {
+            if self.mode == Mode::Tcp {
+                self.rcv.start(self.remote_idsn);
+            }
+            self.snd.start(self.local_idsn, window);
+            self.events.opened = true;
+            metrics.passive_opens += 1;
+        } else {
+            // RFC 8684 §3.2: the fourth ACK makes the third reliable.
+            self.subflows[index].fourth_ack_due = true;
+        }
+        Completion::Done
+    }
+
+    fn start_mptcp(&mut self, remote_key: u64) {
+        self.mode = Mode::Mptcp;
+        self.remote_key = remote_key;
+        self.remote_idsn = DataSeq(crypto::token_and_idsn(remote_key).1);
+        self.rcv.start(self.remote_idsn);
+    }
+
+    /// RFC 8684 §3.7: on the only subflow, before any DSS was seen: text without a mapping, a FIN
+    /// without a DATA_FIN before it, or an acknowledgment of our text without a DATA_ACK.
+    pub(super) fn shows_no_mptcp(&self, index: usize, segment: &Segment<'_>) -> bool {
+        let options = &segment.tcp.options.mptcp;
+        let subflow = &self.subflows[index];
+        let speaks = options.dss.is_some() || options.capable.is_some();
+        let bare = segment.segment_len() == 0 && segment.tcp.ack == subflow.tx.iss + 1;
+        subflow.initial && self.never_joined() && !speaks && !bare
+    }
+}

@@ -1,0 +1,180 @@
+//! The options of a running connection: DSS, signals, and what they say of the stream.
+
+use super::close::RST_MPTCP_SPECIFIC;
+use super::connection::Connection;
+use super::subflow::{Announced, Mapping};
+use crate::metrics::Metrics;
+use crate::seq::DataSeq;
+use crate::wire::checksum;
+use crate::wire::frame::Segment;
+use crate::wire::mptcp::{CapableContent, DsnWidth, Dss, MpJoin};
+
+impl Connection {
+    /// Everything of RFC 8684 that a segment of a running connection may carry, after the checks
+    /// that TCP makes (§3.4.1: only what is in sequence and acknowledges properly is believed).
+    /// `false`: the text of this segment cannot be taken in.
+    pub(super) fn on_options(
+        &mut self,
+        index: usize,
+        segment: &Segment<'_>,
+        metrics: &mut Metrics,
+    ) -> bool {
+        let options = &segment.tcp.options.mptcp;
+        let Some(subflow) = self.subflows.get_mut(index) else {
+            return true;
+        };
+        let mut room = true;
+        if let Some(prio) = options.prio {
+            metrics.mp_prio_rx += 1;
+            subflow.backup = prio.backup;
+        }
+        metrics.mp_fail_rx += u64::from(options.fail.is_some());
+        metrics.add_addr += u64::from(options.add_addr.is_some_and(|a| a.hmac.is_some()));
+        metrics.rm_addr += u64::from(options.remove_addr.is_some());
+        if let Some(MpJoin::Ack { .. }) = options.join {
+            // RFC 8684 §3.2: the third ACK again: the fourth was lost.
+            subflow.fourth_ack_due = true;
+        }
+        if let Some(capable) = options.capable
+            && let CapableContent::Data {
+                data_len,
+                checksum,
+                receiver_key,
+                ..
+            } = capable.content
+            && receiver_key == self.local_key
+            && subflow.initial
+        {
+            // RFC 8684 §3.1: its data parameters are a mapping of the first octets.
+            self.confirmed = true;
+            let mapping = Mapping {
+                seq: subflow.rx.irs + 1,
+                dsn: self.remote_idsn + 1,
+                len: usize::from(data_len),
+                checksum,
+                data_fin: false,
+            };
+            room &= self.on_mapping(index, mapping, metrics);
+        }
+        if let Some(dss) = options.dss {
+            room &= self.on_dss(index, segment, &dss, metrics);
+        }
+        room
+    }
+
+    fn on_dss(
+        &mut self,
+        index: usize,
+        segment: &Segment<'_>,
+        dss: &Dss,
+        metrics: &mut Metrics,
+    ) -> bool {
+        self.confirmed = true;
+        let window = self.subflows[index].window_of(&segment.tcp);
+        if let Some(width) = dss.data_ack {
+            let ack = match width {
+                DsnWidth::Four(low) => self.snd.snd_una.expand(low),
+                DsnWidth::Eight(full) => DataSeq(full),
+            };
+            if self.snd.on_ack(ack) {
+                self.data_rto_at = None;
+                self.data_rto_backoff = 0;
+            }
+            // RFC 8684 §3.3.5: the edge only moves forward, and only with a DATA_ACK.
+            if ack.at_or_before(self.snd.snd_nxt) && ack.at_or_after(self.snd.snd_una) {
+                self.snd.window_edge = self.snd.window_edge.max(ack + window);
+            }
+        }
+        let Some(mapping) = dss.mapping else {
+            return true;
+        };
+        let dsn = match mapping.dsn {
+            DsnWidth::Four(low) => {
+                self.eight_octets = false;
+                self.rcv.rcv_nxt.expand(low)
+            }
+            DsnWidth::Eight(full) => {
+                // RFC 8684 §3.3.2: then the DATA_ACK has 8 octets, too.
+                self.eight_octets = true;
+                DataSeq(full)
+            }
+        };
+        if mapping.len == 0 {
+            self.on_infinite_mapping(index, metrics);
+            return true;
+        }
+        let fin_len = usize::from(dss.data_fin);
+        let len = usize::from(mapping.len) - fin_len;
+        if self.checksum != mapping.checksum.is_some() {
+            // RFC 8684 §3.3.1: a checksum where none was agreed, or none where one was.
+            metrics.dss_checksum_mismatch += 1;
+            self.reset_subflow(index, RST_MPTCP_SPECIFIC);
+            return true;
+        }
+        if dss.data_fin && len == 0 {
+            // RFC 8684 §3.3.3: a DATA_FIN alone maps nothing of the subflow.
+            if let Some(sum) = mapping.checksum
+                && !checksum::dss_valid(dsn.0, mapping.subflow_seq, mapping.len, 0, sum)
+            {
+                metrics.data_csum_err += 1;
+                return true;
+            }
+            self.on_data_fin(index, dsn);
+            return true;
+        }
+        let seq = self.subflows[index].rx.irs + mapping.subflow_seq as usize;
+        self.on_mapping(
+            index,
+            Mapping {
+                seq,
+                dsn,
+                len,
+                checksum: mapping.checksum,
+                data_fin: dss.data_fin,
+            },
+            metrics,
+        )
+    }
+
+    /// `false`: there is no room for it, so neither for the text that it came with.
+    fn on_mapping(&mut self, index: usize, mapping: Mapping, metrics: &mut Metrics) -> bool {
+        if mapping.data_fin && mapping.checksum.is_none() {
+            self.on_data_fin(index, mapping.dsn + mapping.len);
+        }
+        match self.subflows[index].announce(mapping) {
+            Announced::Known => true,
+            Announced::Conflict => {
+                metrics.dss_not_matching += 1;
+                true
+            }
+            Announced::NoRoom => false,
+        }
+    }
+
+    pub(super) fn on_data_fin(&mut self, index: usize, dsn: DataSeq) {
+        self.rcv.announce_fin(dsn);
+        // RFC 8684 §3.3.3: also a late copy of it is acknowledged.
+        self.subflows[index].rx.ack_now = true;
+    }
+
+    /// The peer falls back (RFC 8684 §3.7). Only the one subflow there is can carry on.
+    fn on_infinite_mapping(&mut self, index: usize, metrics: &mut Metrics) {
+        metrics.infinite_map_rx += 1;
+        let subflow = &self.subflows[index];
+        let relative = subflow.delivered_to.offset_from(subflow.rx.irs) as u32;
+        let in_step =
+            self.rcv.rcv_nxt.0 as u32 == (self.remote_idsn.0 as u32).wrapping_add(relative);
+        if subflow.initial && in_step && self.never_joined() {
+            self.fall_back();
+            // What waited for a mapping has one now.
+            let staged = std::mem::take(&mut self.subflows[index].staged);
+            let (a, b) = staged.slices(0, staged.len());
+            for octets in [a, b] {
+                let dsn = self.rcv.rcv_nxt;
+                self.deliver(dsn, octets, false, metrics);
+            }
+        } else {
+            self.reset_subflow(index, RST_MPTCP_SPECIFIC);
+        }
+    }
+}
