@@ -268,7 +268,7 @@ impl Connection {
         let subflow = &mut self.subflows[index];
         if subflow.state == State::SynReceived {
             subflow.tx.rtt.on_timeout();
-            if subflow.syn_ack_transmissions > syn_ack_retries_max {
+            if subflow.tx.rtt.backoff() > syn_ack_retries_max {
                 metrics.syn_ack_timeouts += 1;
                 self.drop_subflow(index, End::TimedOut);
             } else {

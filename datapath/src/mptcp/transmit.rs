@@ -36,6 +36,11 @@ impl Connection {
                 0
             };
         }
+        if subflow.rx.ack_now && subflow.rx.out_of_order_bytes() > 0 {
+            // RFC 5681 §4.2, RFC 2018 §4: a hole is told at once and by itself: text would count as
+            // no duplicate ACK and leaves SACK no room.
+            return self.transmit_ack(index, now, frame, metrics);
+        }
         let written = self.transmit_text(index, now, frame, metrics);
         if written > 0 {
             return written;
@@ -229,7 +234,9 @@ impl Connection {
         subflow.syn_ack_due = false;
         subflow.syn_ack_transmissions += 1;
         subflow.syn_ack_sent_at = Some(now);
-        subflow.tx.rto_at = Some(now + subflow.tx.rtt.rto());
+        // A SYN that comes again is answered again, but buys no more time.
+        let retry_at = now + subflow.tx.rtt.rto();
+        subflow.tx.rto_at.get_or_insert(retry_at);
         match subflow.handshake {
             Handshake::Tcp => {}
             Handshake::Capable => {
@@ -349,17 +356,16 @@ impl Connection {
 
     /// Octets of options on a segment with text.
     fn text_options_len(&self, index: usize) -> usize {
-        // Aligned to four octets each: timestamps 12; DSS 4 + DATA_ACK + DSN + 6, checksum 2.
+        // Aligned to four octets each: timestamps 12; DSS 4 + DATA_ACK + DSN + 6, checksum 2. Both
+        // numbers are taken at 8 octets: a peer that changes to those must not make a segment grow
+        // when it is sent again.
         let timestamps = if self.subflows[index].ts.is_some() {
             12
         } else {
             0
         };
         let dss = match self.mode {
-            Mode::Mptcp => {
-                let width = if self.eight_octets { 8 } else { 4 };
-                (4 + 2 * width + 6 + if self.checksum { 2 } else { 0usize }).next_multiple_of(4)
-            }
+            Mode::Mptcp => 28,
             _ => 0,
         };
         timestamps + dss

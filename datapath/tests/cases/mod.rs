@@ -4,4 +4,5 @@ mod hostile;
 mod join;
 mod loss;
 mod review;
+mod script;
 mod transfer;

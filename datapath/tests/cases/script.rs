@@ -1,0 +1,143 @@
+//! Packet scripts: frames made by hand, answers looked at one by one.
+
+use mpx_datapath::app::builtin::Source;
+use mpx_datapath::engine::{Engine, EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig};
+use mpx_datapath::port::IfaceId;
+use mpx_datapath::rand::ChaChaEntropy;
+use mpx_datapath::seq::TcpSeq;
+use mpx_datapath::time::{Duration, Instant};
+use mpx_datapath::wire::frame::{self, Link, Segment};
+use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+const IFACE: IfaceId = IfaceId(0);
+const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)), 80);
+const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 5000);
+
+/// An engine whose one service sends without end, and a peer that is a pen.
+struct Script {
+    engine: Engine,
+    now: Instant,
+}
+
+impl Script {
+    fn new() -> Script {
+        let service = ServiceConfig {
+            name: "source".into(),
+            listen: vec![SERVER],
+            checksum: false,
+            joins: JoinPolicy::AnyPort,
+        };
+        let config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
+        let now = Instant::from_millis(1000);
+        let entropy = Box::new(ChaChaEntropy::deterministic(1));
+        let apps: Vec<Box<dyn mpx_datapath::app::App>> = vec![Box::new(Source::default())];
+        Script {
+            engine: Engine::new(config, apps, now, entropy),
+            now,
+        }
+    }
+
+    /// A segment of the client; its window is always 60,000.
+    fn send(&mut self, seq: u32, ack: TcpSeq, flags: TcpFlags, options: TcpOptions, text: &[u8]) {
+        let header = TcpHeader {
+            src_port: CLIENT.port(),
+            dst_port: SERVER.port(),
+            seq: TcpSeq(seq),
+            ack,
+            flags,
+            window: 60_000,
+            urgent: 0,
+            options,
+        };
+        let link = Link {
+            src: [2; 6],
+            dst: [4; 6],
+            ..Link::default()
+        };
+        let mut frame = vec![0; 2048];
+        let at = frame::header_len(&link, &CLIENT.ip(), &options);
+        let sum = mpx_datapath::wire::checksum::copy_and_sum(&mut frame[at..at + text.len()], text);
+        let len = frame::emit(
+            &mut frame,
+            &link,
+            CLIENT.ip(),
+            SERVER.ip(),
+            0,
+            &header,
+            text.len(),
+            sum,
+        );
+        self.engine.on_frame(self.now, IFACE, &frame[..len]);
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.now = self.now + time;
+        self.engine.on_timeout(self.now);
+    }
+
+    /// What the server sends now: headers, and lengths of text.
+    fn answers(&mut self) -> Vec<(TcpHeader, usize)> {
+        let mut answers = Vec::new();
+        let mut frame = vec![0; 2048];
+        loop {
+            let len = self.engine.poll_transmit(self.now, IFACE, &mut frame);
+            if len == 0 {
+                return answers;
+            }
+            let segment = Segment::parse(&frame[..len]).expect("a valid segment");
+            answers.push((segment.tcp, segment.payload.len()));
+        }
+    }
+}
+
+const SYN: TcpFlags = TcpFlags::SYN;
+const ACK: TcpFlags = TcpFlags::ACK;
+
+fn sack_permitted() -> TcpOptions {
+    TcpOptions {
+        mss: Some(1460),
+        sack_permitted: true,
+        ..TcpOptions::default()
+    }
+}
+
+// A SYN that comes again is answered, but does not hold its place: the SYN/ACK is repeated by the
+// timer five times (1, 2, 4 ... s), and then the half-open connection is gone.
+#[test]
+fn a_half_open_connection_is_not_held_by_repeating_its_syn() {
+    let mut script = Script::new();
+    script.send(100, TcpSeq(0), SYN, sack_permitted(), &[]);
+    assert_eq!(script.answers().len(), 1);
+    for half_seconds in 1..=126 {
+        script.wait(Duration::from_millis(500));
+        let timeouts = u64::from(half_seconds == 126); // 1 + 2 + 4 + 8 + 16 + 32 seconds
+        assert_eq!(script.engine.metrics.syn_ack_timeouts, timeouts);
+        script.send(100, TcpSeq(0), SYN, sack_permitted(), &[]);
+        let answers = script.answers();
+        assert!(
+            answers.iter().all(|(h, _)| h.flags == SYN | ACK),
+            "{answers:?}"
+        );
+    }
+}
+
+// RFC 5681 §4.2, RFC 2018 §4: a hole in what the client sends is told at once by an ACK without
+// text, although there is text to send.
+#[test]
+fn a_hole_is_told_before_text_goes_on() {
+    let mut script = Script::new();
+    script.send(100, TcpSeq(0), SYN, sack_permitted(), &[]);
+    let (syn_ack, _) = script.answers()[0];
+    let ack = syn_ack.seq + 1;
+    script.send(101, ack, ACK, TcpOptions::default(), &[]);
+    let sent: usize = script.answers().iter().map(|(_, len)| len).sum();
+    assert_eq!(sent, 10 * 1460, "RFC 6928: ten segments");
+    // The client has got it all and sends its third segment first.
+    script.send(101 + 200, ack + sent, ACK, TcpOptions::default(), &[7; 100]);
+    let answers = script.answers();
+    let (first, len) = answers[0];
+    assert_eq!((first.ack, len), (TcpSeq(101), 0));
+    assert_eq!(first.options.sack.as_slice(), [(TcpSeq(301), TcpSeq(401))]);
+    assert!(answers[1..].iter().all(|(_, len)| *len > 0) && answers.len() > 10);
+}
