@@ -2,7 +2,8 @@
 //! it; the figures come from the workers' inboxes.
 
 use mpx_datapath::engine::EngineReport;
-use mpx_datapath::port::FrameAccounts;
+use mpx_datapath::port::{FrameAccounts, QueueStatistics};
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -27,9 +28,18 @@ pub(crate) struct Status {
     #[serde(flatten)]
     pub(crate) engine: EngineReport,
     pub(crate) frames: FrameAccounts,
+    pub(crate) queues: Vec<QueueStatus>,
     pub(crate) counters: Counters,
     pub(crate) xdp: Counters,
     pub(crate) apps: Vec<AppStatus>,
+}
+
+/// The AF_XDP sockets of one queue.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct QueueStatus {
+    pub(crate) interface: String,
+    #[serde(flatten)]
+    pub(crate) statistics: QueueStatistics,
 }
 
 /// The counters of the app of one service.
@@ -89,7 +99,16 @@ impl Drop for ControlSocket {
 /// Finds out without touching anything whether [`ControlSocket::bind`] may have `path`; removes
 /// nothing.
 pub(crate) fn check(path: &Path) -> Result<(), String> {
-    dead_socket(path).map(|_| ())
+    dead_socket(path)?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let enter_and_write = Access::WRITE_OK | Access::EXEC_OK;
+    accessat(CWD, directory, enter_and_write, AtFlags::EACCESS).map_err(|error| {
+        format!(
+            "control_socket: cannot make {} ({error}); choose a path in a directory that exists \
+             and is writable",
+            path.display()
+        )
+    })
 }
 
 fn refuse_living(path: &Path) -> Result<(), String> {
@@ -220,6 +239,7 @@ fn readable(status: &Value) -> String {
     let frames = ["free", "in_kernel", "held", "lent", "total"];
     let frame = |key| (key, status["frames"][key].as_u64().unwrap_or(0));
     rows(&mut text, "frames", frames.map(frame));
+    queues(&mut text, status["queues"].as_array());
     rows(&mut text, "counters", nonzero(&status["counters"]));
     rows(&mut text, "xdp", nonzero(&status["xdp"]));
     for app in status["apps"].as_array().into_iter().flatten() {
@@ -259,6 +279,38 @@ fn rows<'a>(text: &mut String, title: &str, rows: impl IntoIterator<Item = (&'a 
     }
 }
 
+/// What went wrong between interface and rings is shown where anything did.
+fn queues(text: &mut String, queues: Option<&Vec<Value>>) {
+    const FAULTS: [&str; 5] = [
+        "rx_dropped",
+        "rx_ring_full",
+        "fill_ring_empty",
+        "rx_invalid_descs",
+        "tx_invalid_descs",
+    ];
+    let _ = writeln!(
+        text,
+        "\n{:<12} {:>5} {:>14} {:>14} {:>12}",
+        "interface", "queue", "received", "sent", "wakeups"
+    );
+    for queue in queues.into_iter().flatten() {
+        let number = |key: &str| queue[key].as_u64().unwrap_or(0);
+        let _ = write!(
+            text,
+            "{:<12} {:>5} {:>14} {:>14} {:>12} ",
+            word(queue, "interface"),
+            number("queue"),
+            number("received"),
+            number("sent"),
+            number("wakeups")
+        );
+        for key in FAULTS.into_iter().filter(|key| number(key) != 0) {
+            let _ = write!(text, " {key}={}", number(key));
+        }
+        text.push('\n');
+    }
+}
+
 fn connections(text: &mut String, conns: &[Value]) {
     let _ = writeln!(
         text,
@@ -291,6 +343,7 @@ fn connections(text: &mut String, conns: &[Value]) {
 mod tests {
     use super::*;
     use mpx_datapath::engine::ConnectionReport;
+    use mpx_datapath::port::{IfaceId, RingOccupancy};
     use std::os::unix::fs::PermissionsExt;
 
     fn sample() -> Status {
@@ -324,6 +377,27 @@ mod tests {
                 lent: 0,
                 total: 8,
             },
+            queues: vec![QueueStatus {
+                interface: "s1".into(),
+                statistics: QueueStatistics {
+                    iface: IfaceId(0),
+                    queue: 3,
+                    received: 17,
+                    sent: 18,
+                    wakeups: 2,
+                    rings: RingOccupancy {
+                        fill_ring: 4,
+                        receiving: 1,
+                        ..RingOccupancy::default()
+                    },
+                    rx_dropped: 0,
+                    rx_ring_full: 5,
+                    rx_invalid_descs: 0,
+                    fill_ring_empty: 0,
+                    tx_invalid_descs: 0,
+                    tx_ring_empty: 0,
+                },
+            }],
             counters: [("RxFrames", 17), ("DropFragment", 0)].into(),
             xdp: [("XdpRedirect", 17)].into(),
             apps: vec![AppStatus {
@@ -364,6 +438,7 @@ mod tests {
                 "flows",
                 "frames",
                 "half_open",
+                "queues",
                 "time_wait",
                 "tokens",
                 "uptime_ms",
@@ -378,6 +453,13 @@ mod tests {
             })
         );
         assert_eq!(json["counters"]["RxFrames"], 17);
+        let queue = &json["queues"][0];
+        assert_eq!(
+            (&queue["interface"], &queue["queue"]),
+            (&"s1".into(), &3.into())
+        );
+        assert_eq!(queue["rx_ring_full"], 5);
+        assert_eq!(queue["rings"]["fill_ring"], 4);
         assert_eq!(json["conns"][0]["peer"], "10.9.1.1:50000");
 
         let text = ask(&path, false).unwrap();
@@ -389,6 +471,9 @@ mod tests {
             text.contains("RxFrames") && !text.contains("DropFragment"),
             "{text}"
         );
+        let line = text.lines().find(|line| line.starts_with("s1 ")).unwrap();
+        let words: Vec<_> = line.split_whitespace().collect();
+        assert_eq!(words, ["s1", "3", "17", "18", "2", "rx_ring_full=5"]);
     }
 
     #[test]
@@ -413,6 +498,14 @@ mod tests {
         let error = ControlSocket::bind(&path).map(|_| ()).unwrap_err();
         assert!(error.contains("is no socket"), "{error}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
+    }
+
+    #[test]
+    fn a_directory_that_does_not_exist_is_found_before_the_start() {
+        let directory = tempfile::tempdir().unwrap();
+        check(&directory.path().join("m.sock")).unwrap();
+        let error = check(&directory.path().join("none/m.sock")).unwrap_err();
+        assert!(error.contains("choose a path in a directory"), "{error}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use mpx_ebpf::{INTERFACES_MAX, OWNER_BITS_DEFAULT};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::Spanned;
@@ -265,6 +265,25 @@ struct RawServer {
     of: Spanned<u64>,
 }
 
+/// Why no segment for `address` would ever be found ours, with the remedy.
+fn not_servable(address: SocketAddr) -> Option<String> {
+    let ip = address.ip();
+    if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        return Some("is no unicast address; name one".into());
+    }
+    if ip.is_loopback() {
+        return Some("is a loopback address, which no interface receives; name another".into());
+    }
+    let IpAddr::V6(v6) = ip else { return None };
+    if let Some(v4) = v6.to_ipv4_mapped() {
+        let plain = SocketAddr::new(v4.into(), address.port());
+        return Some(format!("is an IPv4 address in disguise; write \"{plain}\""));
+    }
+    // An address is served on every interface.
+    matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0)
+        .then(|| format!("names an interface; write \"[{v6}]:{}\"", address.port()))
+}
+
 /// How each key is written: the remedy for a wrong type or a missing key. The values are the
 /// defaults where the key has one.
 const EXAMPLES: &[(&str, &str)] = &[
@@ -437,12 +456,8 @@ impl Source<'_> {
             .iter()
             .map(|text| {
                 let address = self.address("service.listen", text)?;
-                if address.ip().is_multicast() {
-                    return Err(self.error(
-                        text,
-                        "service.listen",
-                        format!("{address} is a multicast address; name a unicast one"),
-                    ));
+                if let Some(what) = not_servable(address) {
+                    return Err(self.error(text, "service.listen", format!("{address} {what}")));
                 }
                 Ok(Listen {
                     address,
@@ -972,6 +987,29 @@ app = { kind = "echo" }
                 "10.9.2.2:80",
                 "10.9.2.2:0",
                 "m.toml:10: service.listen: \"10.9.2.2:0\" has port 0; name a port from 1 to 65535",
+            ),
+            (
+                "10.9.2.2:80",
+                "255.255.255.255:80",
+                "m.toml:10: service.listen: 255.255.255.255:80 is no unicast address; name one",
+            ),
+            (
+                "10.9.2.2:80",
+                "127.0.0.1:80",
+                "m.toml:10: service.listen: 127.0.0.1:80 is a loopback address, which no \
+                 interface receives; name another",
+            ),
+            (
+                "10.9.2.2:80",
+                "[::ffff:10.9.2.2]:80",
+                "m.toml:10: service.listen: [::ffff:10.9.2.2]:80 is an IPv4 address in disguise; \
+                 write \"10.9.2.2:80\"",
+            ),
+            (
+                "10.9.2.2:80",
+                "[fe80::2%3]:80",
+                "m.toml:10: service.listen: [fe80::2%3]:80 names an interface; \
+                 write \"[fe80::2]:80\"",
             ),
             (
                 web,

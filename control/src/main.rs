@@ -55,6 +55,6 @@ fn run(file: &Path) -> Result<(), String> {
 fn check(file: &Path) -> Result<(Config, Plan), String> {
     let config = Config::load(file).map_err(|error| error.to_string())?;
     let plan = preflight::check(&config).map_err(|error| error.to_string())?;
-    admin::check(&config.control_socket)?;
+    admin::check(&config.control_socket).map_err(|error| format!("{}: {error}", file.display()))?;
     Ok((config, plan))
 }

@@ -4,13 +4,14 @@
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 /// One interface as it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +51,86 @@ pub(crate) fn all() -> io::Result<Vec<Nic>> {
         nic.addresses.extend(own_address(&message));
     }
     Ok(nics)
+}
+
+/// Follows what happens to some interfaces.
+pub(crate) struct Watch {
+    socket: Socket,
+    /// As they were last seen.
+    nics: Vec<Nic>,
+}
+
+impl Watch {
+    /// Starts from `nics` as they are known.
+    pub(crate) fn new(nics: &[Nic]) -> io::Result<Watch> {
+        /// `RTMGRP_LINK` of rtnetlink(7).
+        const LINKS: u32 = 1;
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, LINKS))?;
+        Ok(Watch {
+            socket,
+            nics: nics.to_vec(),
+        })
+    }
+
+    /// Waits for news; each change is one line for the user.
+    pub(crate) fn wait(&mut self) -> Vec<String> {
+        let news = self
+            .socket
+            .recv_from_full()
+            .and_then(|(datagram, _)| parse(&datagram));
+        let Ok(news) = news else {
+            // ENOBUFS: there was more news than room. Do not spin if it is something else.
+            std::thread::sleep(Duration::from_millis(100));
+            return Vec::new();
+        };
+        let messages = news.into_iter().filter_map(|message| match message {
+            NetlinkPayload::InnerMessage(inner) => Some(inner),
+            _ => None,
+        });
+        messages
+            .filter_map(|message| self.on_message(&message))
+            .collect()
+    }
+
+    fn on_message(&mut self, message: &RouteNetlinkMessage) -> Option<String> {
+        let (link, gone) = match message {
+            RouteNetlinkMessage::NewLink(link) => (link, false),
+            RouteNetlinkMessage::DelLink(link) => (link, true),
+            _ => return None,
+        };
+        // Bridges tell of their ports in the same messages, with a family of their own.
+        if link.header.interface_family != AddressFamily::Unspec {
+            return None;
+        }
+        let index = link.header.index;
+        let at = self.nics.iter().position(|nic| nic.index == index)?;
+        if gone {
+            let name = self.nics.remove(at).name;
+            return Some(format!(
+                "{name} is gone, and nothing comes or goes by it any more; restart mpxd when there \
+                 is a new one"
+            ));
+        }
+        let before = &mut self.nics[at];
+        let now = from_link(link);
+        let (name, mtu_bytes) = (&before.name, before.mtu_bytes);
+        let change = if before.up != now.up {
+            let state = if now.up { "up again" } else { "down" };
+            Some(format!("{name} is {state}"))
+        } else if mtu_bytes != now.mtu_bytes {
+            Some(format!(
+                "{name} has MTU {} now, but frames are still made for the MTU at the start; \
+                 restart mpxd",
+                now.mtu_bytes
+            ))
+        } else {
+            None
+        };
+        before.up = now.up;
+        before.mtu_bytes = now.mtu_bytes;
+        change
+    }
 }
 
 fn from_link(link: &LinkMessage) -> Nic {
@@ -139,14 +220,8 @@ fn dump(request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
     let mut messages = Vec::new();
     loop {
         let (datagram, _) = socket.recv_from_full()?;
-        let mut rest = datagram.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-            // Messages in one datagram start at multiples of 4.
-            let length = (message.header.length as usize).next_multiple_of(4).max(16);
-            rest = rest.get(length..).unwrap_or_default();
-            match message.payload {
+        for payload in parse(&datagram)? {
+            match payload {
                 NetlinkPayload::Done(_) => return Ok(messages),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 NetlinkPayload::InnerMessage(inner) => messages.push(inner),
@@ -154,6 +229,21 @@ fn dump(request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
             }
         }
     }
+}
+
+/// The messages of one datagram.
+fn parse(datagram: &[u8]) -> io::Result<Vec<NetlinkPayload<RouteNetlinkMessage>>> {
+    let mut payloads = Vec::new();
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+        // They start at multiples of 4.
+        let length = (message.header.length as usize).next_multiple_of(4).max(16);
+        rest = rest.get(length..).unwrap_or_default();
+        payloads.push(message.payload);
+    }
+    Ok(payloads)
 }
 
 #[cfg(test)]

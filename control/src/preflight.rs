@@ -1,13 +1,15 @@
 //! What must hold on this machine before anything is touched. `check` stops after it, `run` goes
 //! on with the [`Plan`] that it yields.
 
-use crate::config::{Config, ConfigError, Service};
+use crate::config::{Config, ConfigError, InterfaceConfig, Service};
 use crate::net;
 use crate::nic::{self, Nic};
 use caps::{CapSet, Capability};
 use mpx_datapath::port::xsk;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// A configuration that fits this machine.
 #[derive(Clone, Debug)]
@@ -20,6 +22,11 @@ pub(crate) struct Plan {
 
 /// The largest MTU whose frames, VLAN tags included, fit one UMEM frame.
 const MAX_MTU_BYTES: u32 = xsk::max_mtu(xsk::FRAME_SIZE_DEFAULT);
+
+/// How long an XDP program may be seen on an interface: the kernel takes that of a process that was
+/// killed off some milliseconds after its end.
+const DETACH_PATIENCE: Duration = Duration::from_secs(1);
+const DETACH_PAUSE: Duration = Duration::from_millis(10);
 
 impl Plan {
     /// What would be served and where, in one line.
@@ -81,12 +88,7 @@ impl From<ConfigError> for Refusal {
 
 /// Reads the state of the machine and holds `config` against it; changes nothing.
 pub(crate) fn check(config: &Config) -> Result<Plan, Refusal> {
-    let all = nic::all().map_err(|error| {
-        Refusal::Machine(format!(
-            "cannot list the network interfaces ({error}); allow AF_NETLINK sockets"
-        ))
-    })?;
-    let nics = interfaces(config, &all)?;
+    let nics = interfaces(config, &settled_nics(config)?)?;
     let addresses = addresses(config, &nics)?;
     if !config.takeover {
         let sockets = net::kernel_sockets().map_err(|error| {
@@ -98,6 +100,26 @@ pub(crate) fn check(config: &Config) -> Result<Plan, Refusal> {
     }
     privileges()?;
     Ok(Plan { nics, addresses })
+}
+
+/// All interfaces, once no configured one has an XDP program or patience is at its end.
+fn settled_nics(config: &Config) -> Result<Vec<Nic>, Refusal> {
+    let deadline = Instant::now() + DETACH_PATIENCE;
+    loop {
+        let all = nic::all().map_err(|error| {
+            Refusal::Machine(format!(
+                "cannot list the network interfaces ({error}); allow AF_NETLINK sockets"
+            ))
+        })?;
+        let taken = all.iter().any(|nic| {
+            let wanted = |interface: &InterfaceConfig| interface.name == nic.name;
+            nic.xdp_program.is_some() && config.interfaces.iter().any(wanted)
+        });
+        if !taken || Instant::now() >= deadline {
+            return Ok(all);
+        }
+        thread::sleep(DETACH_PAUSE);
+    }
 }
 
 fn interfaces(config: &Config, all: &[Nic]) -> Result<Vec<Nic>, ConfigError> {
@@ -224,15 +246,21 @@ fn missing_privileges(has: impl Fn(Capability) -> bool) -> Vec<&'static str> {
         (Capability::CAP_NET_RAW, "CAP_NET_RAW (AF_XDP sockets)"),
         (Capability::CAP_BPF, "CAP_BPF (load the XDP program)"),
         (
+            Capability::CAP_PERFMON,
+            "CAP_PERFMON (let the XDP program reach into frames)",
+        ),
+        (
             Capability::CAP_IPC_LOCK,
             "CAP_IPC_LOCK (lock the UMEM in memory)",
         ),
     ];
     wanted
         .into_iter()
-        // CAP_SYS_ADMIN is the older name for what CAP_BPF allows (capabilities(7)).
+        // CAP_SYS_ADMIN is the older name for what these two allow (capabilities(7)).
         .filter(|(capability, _)| match capability {
-            Capability::CAP_BPF => !has(*capability) && !has(Capability::CAP_SYS_ADMIN),
+            Capability::CAP_BPF | Capability::CAP_PERFMON => {
+                !has(*capability) && !has(Capability::CAP_SYS_ADMIN)
+            }
             _ => !has(*capability),
         })
         .map(|(_, name)| name)
@@ -348,6 +376,6 @@ mod tests {
             Vec::<&str>::new(),
             "CAP_SYS_ADMIN stands in"
         );
-        assert_eq!(missing_privileges(|_| false).len(), 4);
+        assert_eq!(missing_privileges(|_| false).len(), 5);
     }
 }

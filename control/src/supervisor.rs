@@ -1,13 +1,15 @@
 //! `mpxd run`: starts the worker, attaches the program, and sees both to their end.
 
-use crate::admin::{self, AppStatus, ControlSocket, Status};
+use crate::admin::{self, AppStatus, ControlSocket, QueueStatus, Status};
 use crate::bpf::{LoadConfig, XdpInterface, XdpProgram};
 use crate::config::{AppConfig, Config, Joins, Service};
+use crate::nic;
 use crate::preflight::Plan;
 use crate::proxy::{Proxy, ProxyCounters};
 use mpx_datapath::app::App;
 use mpx_datapath::app::builtin::{Discard, Echo, Source};
 use mpx_datapath::engine::{Engine, EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig};
+use mpx_datapath::port::QueueStatistics;
 use mpx_datapath::port::xsk::{XskConfig, XskInterface, XskPort};
 use mpx_datapath::rand::ChaChaEntropy;
 use mpx_datapath::worker::{Command, Handle, Snapshot, Worker, clock};
@@ -32,7 +34,7 @@ const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 /// # Errors
 /// One line for the user. Nothing stays attached in any case.
 pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
-    raise_descriptor_limit();
+    raise_descriptor_limit(&config);
     let socket = ControlSocket::bind(&config.control_socket)?;
     let (wake, events) = mpsc::channel();
     forward_signals(wake.clone())?;
@@ -42,6 +44,8 @@ pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
     let apps = services.clone();
     let drain_ms = config.drain_timeout.as_millis() as u64;
     let summary = plan.summary(&config);
+    let interfaces: Vec<_> = plan.nics.iter().map(|nic| nic.name.clone()).collect();
+    watch_links(&plan)?;
 
     // The worker keeps its sockets until this end is dropped: first the program is detached.
     let (release, released) = mpsc::channel::<()>();
@@ -63,7 +67,13 @@ pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
     tracing::info!("serving {summary}");
 
     let xdp = Arc::new(Mutex::new(xdp));
-    answer_status(&socket, ready.handle.clone(), Arc::clone(&xdp), apps)?;
+    answer_status(
+        &socket,
+        ready.handle.clone(),
+        Arc::clone(&xdp),
+        apps,
+        interfaces,
+    )?;
     let outcome = supervise(&events, &ready.handle, drain_ms);
     lock(&xdp).detach();
     drop(release);
@@ -294,6 +304,23 @@ fn load_config(plan: &Plan) -> LoadConfig {
     }
 }
 
+/// Tells the log what happens to the interfaces while they are in use.
+fn watch_links(plan: &Plan) -> Result<(), String> {
+    let mut watch = nic::Watch::new(&plan.nics)
+        .map_err(|error| format!("cannot watch the interfaces ({error}); allow AF_NETLINK"))?;
+    thread::Builder::new()
+        .name("links".into())
+        .spawn(move || {
+            loop {
+                for change in watch.wait() {
+                    tracing::warn!("{change}");
+                }
+            }
+        })
+        .map(|_| ())
+        .map_err(|error| format!("cannot start a thread ({error}); raise the limit on tasks"))
+}
+
 fn forward_signals(wake: Sender<Event>) -> Result<(), String> {
     let mut signals = Signals::new([SIGTERM, SIGINT])
         .map_err(|error| format!("cannot handle signals ({error})"))?;
@@ -315,6 +342,7 @@ fn answer_status(
     worker: Handle,
     xdp: Arc<Mutex<XdpProgram>>,
     apps: Vec<Counted>,
+    interfaces: Vec<String>,
 ) -> Result<(), String> {
     let begin = Instant::now();
     let listener = socket
@@ -330,7 +358,7 @@ fn answer_status(
                     .recv_timeout(STATUS_PATIENCE)
                     .map_err(|_| "the worker does not answer; try again".to_owned())?;
                 let verdicts = lock(&xdp).counters().map_err(|error| error.to_string())?;
-                Ok(status(begin, report, verdicts, &apps))
+                Ok(status(begin, report, verdicts, &apps, &interfaces))
             });
         })
         .map(|_| ())
@@ -342,12 +370,18 @@ fn status(
     report: Snapshot,
     verdicts: Vec<(&'static str, u64)>,
     apps: &[Counted],
+    interfaces: &[String],
 ) -> Status {
+    let queue_status = |statistics: QueueStatistics| QueueStatus {
+        interface: interfaces[usize::from(statistics.iface.0)].clone(),
+        statistics,
+    };
     Status {
         version: env!("CARGO_PKG_VERSION"),
         uptime_ms: begin.elapsed().as_millis() as u64,
         engine: report.engine,
         frames: report.frames,
+        queues: report.queues.into_iter().map(queue_status).collect(),
         counters: report.metrics.entries().into_iter().collect(),
         xdp: verdicts.into_iter().collect(),
         apps: apps.iter().map(Counted::status).collect(),
@@ -365,7 +399,7 @@ fn reason(events: &Receiver<Event>) -> String {
 }
 
 /// Every connection of a proxy takes a descriptor: as many as the administrator allows.
-fn raise_descriptor_limit() {
+fn raise_descriptor_limit(config: &Config) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(
@@ -376,6 +410,20 @@ fn raise_descriptor_limit() {
         },
     ) {
         tracing::warn!("the limit on open files stays as it is ({error})");
+    }
+    let proxies = config
+        .services
+        .iter()
+        .any(|s| matches!(s.app, AppConfig::Proxy(_)));
+    let wanted = config.limits.max_connections;
+    if let Some(maximum) = maximum
+        && proxies
+        && maximum < wanted as u64
+    {
+        tracing::warn!(
+            "{maximum} files may be open, so proxies carry fewer than the {wanted} connections of \
+             limits.max_connections; raise the limit (ulimit -Hn, LimitNOFILE=) or lower that key"
+        );
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::engine::{Engine, EngineReport};
 use crate::metrics::Metrics;
-use crate::port::{FrameAccounts, IfaceId, Port};
+use crate::port::{FrameAccounts, IfaceId, Port, QueueStatistics};
 use crate::time::{Duration, Instant};
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -18,8 +18,10 @@ use std::sync::mpsc::Sender;
 const SPIN: Duration = Duration::from_micros(50);
 /// Frames sent per interface and turn.
 const TRANSMIT_BATCH: usize = 256;
-/// How soon a flush is tried again when the kernel left frames in the ring.
+/// How soon a flush is tried again when the kernel left frames in the ring; each time twice as late
+/// up to the second, for an interface may be down for long.
 const UNSENT_RETRY: Duration = Duration::from_millis(1);
+const UNSENT_RETRY_MAX: Duration = Duration::from_millis(64);
 /// Commands waiting at once; a further one is refused.
 const INBOX_COMMANDS: usize = 64;
 /// How long RSTs may take to leave after the drain deadline.
@@ -44,6 +46,7 @@ pub struct Snapshot {
     pub engine: EngineReport,
     pub metrics: Metrics,
     pub frames: FrameAccounts,
+    pub queues: Vec<QueueStatistics>,
 }
 
 /// Reaches a worker from other threads.
@@ -77,6 +80,7 @@ pub struct Worker<P: Port> {
     port: P,
     engine: Engine,
     inbox: Arc<Inbox>,
+    unsent_retry: Duration,
     drain_at: Option<Instant>,
     aborted_at: Option<Instant>,
 }
@@ -94,6 +98,7 @@ impl<P: Port> Worker<P> {
             port,
             engine,
             inbox: Arc::clone(&inbox),
+            unsent_retry: UNSENT_RETRY,
             drain_at: None,
             aborted_at: None,
         };
@@ -168,6 +173,7 @@ impl<P: Port> Worker<P> {
                         engine: self.engine.report(now, REPORT_CONNECTIONS_MAX),
                         metrics: self.engine.metrics.clone(),
                         frames: self.port.accounts(),
+                        queues: self.port.queues(),
                     });
                 }
             }
@@ -187,21 +193,31 @@ impl<P: Port> Worker<P> {
             || self.aborted_at.is_some_and(|at| now.since(at) >= FAREWELL)
     }
 
+    /// When to flush again, if the kernel did not take everything.
+    fn unsent_retry_at(&mut self, now: Instant) -> Option<Instant> {
+        if !self.port.has_unsent() {
+            self.unsent_retry = UNSENT_RETRY;
+            return None;
+        }
+        let at = now + self.unsent_retry;
+        self.unsent_retry = (self.unsent_retry * 2).min(UNSENT_RETRY_MAX);
+        Some(at)
+    }
+
     /// Sleeps until a frame, a command, an app's descriptor or a timer.
     fn park(&mut self, now: Instant) -> io::Result<()> {
         self.inbox.parked.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         if self.inbox.commands.is_empty() {
-            let mut deadline = [self.engine.next_timeout(), self.drain_at]
-                .into_iter()
-                .flatten()
-                .min();
-            if self.port.has_unsent() {
-                deadline = Some(now + UNSENT_RETRY);
-            }
-            if self.aborted_at.is_some() {
-                deadline = Some(now + UNSENT_RETRY);
-            }
+            let mut deadline = [
+                self.engine.next_timeout(),
+                self.drain_at.filter(|_| self.aborted_at.is_none()),
+                self.aborted_at.map(|at| at + FAREWELL),
+                self.unsent_retry_at(now),
+            ]
+            .into_iter()
+            .flatten()
+            .min();
             let mut waiting = vec![PollFd::new(&self.inbox.wake, PollFlags::IN)];
             waiting.extend(
                 self.port

@@ -32,11 +32,17 @@ pub trait Port {
     /// Descriptors that become readable when frames have arrived.
     fn fds(&self) -> Vec<BorrowedFd<'_>>;
 
-    /// Written frames that the kernel has not taken yet: another `flush` is wanted soon.
+    /// Written frames that the kernel has not taken yet, or has taken all of: another `flush` is
+    /// wanted soon.
     fn has_unsent(&self) -> bool;
 
     /// Where all frames are.
     fn accounts(&mut self) -> FrameAccounts;
+
+    /// What every hardware queue has moved and lost; nothing for a port without queues.
+    fn queues(&mut self) -> Vec<QueueStatistics> {
+        Vec::new()
+    }
 }
 
 /// Where all frames of a port are at this moment, read from the ring counters.
@@ -56,5 +62,53 @@ pub struct FrameAccounts {
 impl FrameAccounts {
     pub fn balanced(&self) -> bool {
         self.free + self.in_kernel + self.held + self.lent == self.total
+    }
+}
+
+/// One queue of an interface in figures, in frames where nothing else is said. The last six are
+/// the kernel's (`XDP_STATISTICS`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct QueueStatistics {
+    #[serde(skip)]
+    pub iface: IfaceId,
+    pub queue: u32,
+    pub received: u64,
+    pub sent: u64,
+    /// Syscalls to wake the kernel.
+    pub wakeups: u64,
+    pub rings: RingOccupancy,
+    /// Dropped because they fit no UMEM frame or the fill ring held none.
+    pub rx_dropped: u64,
+    /// Dropped because the RX ring was full.
+    pub rx_ring_full: u64,
+    pub rx_invalid_descs: u64,
+    /// Times that the kernel found the fill ring empty.
+    pub fill_ring_empty: u64,
+    pub tx_invalid_descs: u64,
+    /// Times that the kernel looked for a frame to send and found none.
+    pub tx_ring_empty: u64,
+}
+
+/// Frames of one queue that are with the kernel at the moment, by where they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct RingOccupancy {
+    pub fill_ring: u64,
+    pub rx_ring: u64,
+    /// Between fill and RX ring: the kernel took them to receive in.
+    pub receiving: u64,
+    pub tx_ring: u64,
+    pub completion_ring: u64,
+    /// Between TX and completion ring: on their way out.
+    pub sending: u64,
+}
+
+impl RingOccupancy {
+    pub fn sum(&self) -> u64 {
+        self.fill_ring
+            + self.rx_ring
+            + self.receiving
+            + self.tx_ring
+            + self.completion_ring
+            + self.sending
     }
 }

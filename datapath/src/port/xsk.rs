@@ -23,7 +23,7 @@ use xsk_rs::{
     config::{BindFlags, FrameSize, Interface, LibxdpFlags, QueueSize, SocketConfig, UmemConfig},
 };
 
-use super::{FrameAccounts, IfaceId, Port};
+use super::{FrameAccounts, IfaceId, Port, QueueStatistics, RingOccupancy};
 
 /// Octets of a frame, one page, unless configured otherwise.
 pub const FRAME_SIZE_DEFAULT: u32 = 4096;
@@ -130,17 +130,6 @@ impl XskPort {
     pub fn max_frame_len(&self) -> usize {
         max_frame_len(self.frame_size) as usize
     }
-
-    /// Rings and kernel statistics of every queue, in the order of [`sockets`](Self::sockets).
-    pub fn statistics(&mut self) -> io::Result<Vec<QueueStatistics>> {
-        let mut all = Vec::new();
-        for (queues, id) in self.interfaces.iter_mut().zip(0u8..) {
-            for queue in queues {
-                all.push(queue.statistics(IfaceId(id))?);
-            }
-        }
-        Ok(all)
-    }
 }
 
 impl Port for XskPort {
@@ -187,7 +176,9 @@ impl Port for XskPort {
     }
 
     fn has_unsent(&self) -> bool {
-        self.interfaces.iter().flatten().any(|queue| queue.unsent)
+        // Frames that a driver has still to complete come back without a word.
+        let mut queues = self.interfaces.iter().flatten();
+        queues.any(|queue| queue.unsent || queue.free.is_empty())
     }
 
     fn accounts(&mut self) -> FrameAccounts {
@@ -196,10 +187,22 @@ impl Port for XskPort {
             let occupancy = queue.occupancy();
             sum.free += queue.free.len() as u64;
             sum.held += (queue.outgoing.len() + queue.unfilled.len()) as u64;
-            sum.in_kernel += occupancy.in_kernel();
+            sum.in_kernel += occupancy.sum();
             sum.total += queue.total;
         }
         sum
+    }
+
+    /// In the order of [`sockets`](XskPort::sockets).
+    fn queues(&mut self) -> Vec<QueueStatistics> {
+        let interfaces = self.interfaces.iter_mut().zip(0u8..);
+        interfaces
+            .flat_map(|(queues, id)| {
+                // The kernel always answers for a socket that is open.
+                let statistics = move |queue: &mut Queue| queue.statistics(IfaceId(id)).ok();
+                queues.iter_mut().filter_map(statistics)
+            })
+            .collect()
     }
 }
 
@@ -453,7 +456,7 @@ impl Queue {
     fn statistics(&mut self, iface: IfaceId) -> io::Result<QueueStatistics> {
         let kernel = self.rx.fd().xdp_statistics()?;
         Ok(QueueStatistics {
-            iface: iface.0,
+            iface,
             queue: self.id,
             received: self.received,
             sent: self.sent,
@@ -467,48 +470,6 @@ impl Queue {
             tx_ring_empty: kernel.tx_ring_empty_descs(),
         })
     }
-}
-
-/// Frames of one queue that are not ours at the moment, by where they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct RingOccupancy {
-    pub fill_ring: u64,
-    pub rx_ring: u64,
-    /// Between fill and RX ring: the kernel took them to receive in.
-    pub receiving: u64,
-    pub tx_ring: u64,
-    pub completion_ring: u64,
-    /// Between TX and completion ring: on their way out.
-    pub sending: u64,
-}
-
-impl RingOccupancy {
-    fn in_kernel(&self) -> u64 {
-        self.fill_ring
-            + self.rx_ring
-            + self.receiving
-            + self.tx_ring
-            + self.completion_ring
-            + self.sending
-    }
-}
-
-/// One queue in figures. The last six are the kernel's (`XDP_STATISTICS`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct QueueStatistics {
-    pub iface: u8,
-    pub queue: u32,
-    pub received: u64,
-    pub sent: u64,
-    /// Syscalls to wake the kernel.
-    pub wakeups: u64,
-    pub rings: RingOccupancy,
-    pub rx_dropped: u64,
-    pub rx_ring_full: u64,
-    pub rx_invalid_descs: u64,
-    pub fill_ring_empty: u64,
-    pub tx_invalid_descs: u64,
-    pub tx_ring_empty: u64,
 }
 
 impl XskConfig {
