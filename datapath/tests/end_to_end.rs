@@ -3,4 +3,5 @@
 #![allow(unreachable_pub)]
 
 mod cases;
+#[allow(dead_code, reason = "the simulator uses the rest")]
 mod model;

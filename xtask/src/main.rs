@@ -14,6 +14,7 @@ mod project;
 mod scratch;
 mod server;
 mod setup;
+mod sim;
 mod status;
 mod test;
 mod topology;
@@ -74,6 +75,26 @@ enum Command {
         /// Seconds of each run
         #[arg(long, default_value_t = 5)]
         seconds: u64,
+    },
+    /// Plays seeds of the deterministic simulator, or replays one with a listing of all its frames
+    Sim {
+        /// Seeds to play
+        #[arg(
+            long,
+            value_name = "N",
+            required_unless_present = "seed",
+            conflicts_with = "seed"
+        )]
+        seeds: Option<u64>,
+        /// The first of them
+        #[arg(long, value_name = "S", default_value_t = 0, conflicts_with = "seed")]
+        from: u64,
+        /// Replay this one
+        #[arg(long, value_name = "S")]
+        seed: Option<u64>,
+        /// Where the frames of a replay go; sim-SEED.pcapng if not given
+        #[arg(long, value_name = "FILE", requires = "seed")]
+        capture: Option<std::path::PathBuf>,
     },
     /// Client and server namespaces to work in
     #[command(subcommand)]
@@ -152,6 +173,15 @@ fn run(command: Command) -> Result<(), String> {
             kind: server,
         }),
         Command::Figures { runs, seconds } => figures::run(runs, seconds),
+        Command::Sim {
+            seed: Some(seed),
+            capture,
+            ..
+        } => sim::run(sim::Task::Replay { seed, capture }),
+        Command::Sim { seeds, from, .. } => sim::run(sim::Task::Sweep {
+            from,
+            seeds: seeds.unwrap_or_default(),
+        }),
         Command::Veth(veth) => run_veth(veth),
         Command::Peer(peer) => peer::run(peer),
     }

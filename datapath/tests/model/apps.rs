@@ -7,6 +7,7 @@ use mpx_datapath::time::Instant;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 
@@ -27,21 +28,35 @@ pub struct Behaviour {
 /// What happened to one connection.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
+    /// What the app does with this connection, where it is not what it does with all.
+    behaviour: Option<Behaviour>,
+    /// It takes so many octets, and then no more before [`TestApp::grant`].
+    sip_bytes: Option<usize>,
     pub received: Vec<u8>,
     pub sent: usize,
     pub peer_finished: bool,
     pub closed: Option<CloseCause>,
     finished: bool,
+    /// Octets that it may take now, where it sips.
+    granted: usize,
 }
 
 #[derive(Debug, Default)]
 pub struct Log {
+    /// Of connections that have no entry in `for_peer`.
     pub behaviour: Behaviour,
+    pub for_peer: HashMap<SocketAddr, Behaviour>,
+    /// Those that are read in sips of so many octets.
+    pub sips: HashMap<SocketAddr, usize>,
+    /// By the client's address of the initial subflow, the latest.
+    pub by_peer: HashMap<SocketAddr, ConnId>,
     pub records: HashMap<ConnId, Record>,
     /// In the order of their `on_open`.
     pub order: Vec<ConnId>,
     /// To be looked at again, outside a callback.
     pub wake: Vec<ConnId>,
+    /// To be aborted, outside a callback.
+    pub abort: Vec<ConnId>,
 }
 
 /// Shared between the test and the engine's side.
@@ -70,6 +85,48 @@ impl TestApp {
         log.records[&log.order[0]].clone()
     }
 
+    /// The record of the connection that came from `peer`, if one was opened.
+    pub fn with_peer<R>(&self, peer: SocketAddr, f: impl FnOnce(&Record) -> R) -> Option<R> {
+        let log = self.log.borrow();
+        log.by_peer.get(&peer).map(|id| f(&log.records[id]))
+    }
+
+    /// Lets the app take another sip of every connection.
+    pub fn grant(&self) {
+        let mut log = self.log.borrow_mut();
+        let log = &mut *log;
+        for (id, record) in &mut log.records {
+            if let (Some(sip), None) = (record.sip_bytes, record.closed) {
+                record.granted = sip;
+                log.wake.push(*id);
+            }
+        }
+        // The table has no order of its own that a seed could repeat.
+        log.wake.sort();
+    }
+
+    /// From now on the app reads all that comes.
+    pub fn read_all(&self) {
+        let mut log = self.log.borrow_mut();
+        let log = &mut *log;
+        log.behaviour.paused = false;
+        for record in log.records.values_mut() {
+            record.sip_bytes = None;
+        }
+        log.sips.clear();
+        log.wake = log.order.clone();
+    }
+
+    /// The app loses patience with the connection from `peer`, if it is still open.
+    pub fn abort(&self, peer: SocketAddr) {
+        let mut log = self.log.borrow_mut();
+        if let Some(&id) = log.by_peer.get(&peer)
+            && log.records[&id].closed.is_none()
+        {
+            log.abort.push(id);
+        }
+    }
+
     /// Octets received on all connections.
     pub fn total_received(&self) -> usize {
         self.log
@@ -83,17 +140,22 @@ impl TestApp {
     /// Does what can be done on `conn` now.
     pub fn work(&self, conn: &mut Conn<'_>) {
         let mut log = self.log.borrow_mut();
-        let behaviour = log.behaviour;
+        let all = log.behaviour;
         let Some(record) = log.records.get_mut(&conn.id()) else {
             panic!("a callback for {:?}, which was never opened", conn.id());
         };
         assert_eq!(record.closed, None, "a callback after on_closed");
+        let behaviour = record.behaviour.unwrap_or(all);
         loop {
             let octets = conn.peek();
-            if octets.is_empty() || behaviour.paused {
+            let allowed = match record.sip_bytes {
+                Some(_) => record.granted.min(octets.len()),
+                None => octets.len(),
+            };
+            if allowed == 0 || all.paused {
                 break;
             }
-            let octets = octets.to_vec();
+            let octets = octets[..allowed].to_vec();
             let taken = if behaviour.echo {
                 conn.write(&octets)
             } else {
@@ -103,6 +165,7 @@ impl TestApp {
                 break;
             }
             conn.consume(taken);
+            record.granted = record.granted.saturating_sub(taken);
             record.received.extend_from_slice(&octets[..taken]);
             if behaviour
                 .abort_after_bytes
@@ -139,7 +202,15 @@ impl App for TestApp {
         {
             let mut log = self.log.borrow_mut();
             log.order.push(conn.id());
-            let before = log.records.insert(conn.id(), Record::default());
+            let sip_bytes = log.sips.get(&conn.peer_addr()).copied();
+            let record = Record {
+                behaviour: log.for_peer.get(&conn.peer_addr()).copied(),
+                sip_bytes,
+                granted: sip_bytes.unwrap_or(0),
+                ..Record::default()
+            };
+            log.by_peer.insert(conn.peer_addr(), conn.id());
+            let before = log.records.insert(conn.id(), record);
             assert!(before.is_none(), "{:?} was used before", conn.id());
         }
         self.work(conn);
@@ -178,6 +249,10 @@ impl Readiness for TestApp {
         for id in &wake {
             conns.with(*id, |conn| self.work(conn));
         }
-        !wake.is_empty()
+        let abort = std::mem::take(&mut self.log.borrow_mut().abort);
+        for id in &abort {
+            conns.with(*id, |conn| conn.abort());
+        }
+        !wake.is_empty() || !abort.is_empty()
     }
 }

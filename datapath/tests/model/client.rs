@@ -5,6 +5,7 @@
 
 mod receive;
 mod transmit;
+mod watch;
 
 use super::subflow::{Mapping, Role, Sent, State, Subflow};
 use super::{Rng, dss_checksum, join_hmac, ones_complement, token_and_idsn};
@@ -13,11 +14,12 @@ use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::frame::{self, Link, Segment};
 use mpx_datapath::wire::mptcp::{
-    CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFastclose, MpJoin,
+    CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFastclose, MpJoin, MptcpOptions,
 };
 use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use watch::Edges;
 
 const JOIN_ACK_RTO: Duration = Duration::from_millis(300);
 const DATA_RTO: Duration = Duration::from_secs(3);
@@ -37,6 +39,8 @@ pub struct ClientConfig {
     pub mss: u16,
     pub receive_buffer_bytes: usize,
     pub segment_bytes: usize,
+    /// Each segment has a length of its own, up to `segment_bytes`.
+    pub random_segments: bool,
     pub flight_segments: usize,
     /// The DATA_FIN rides on the last octets where there are any.
     pub data_fin_with_data: bool,
@@ -57,6 +61,7 @@ impl ClientConfig {
             mss: 1460,
             receive_buffer_bytes: 256 * 1024,
             segment_bytes: 1400,
+            random_segments: false,
             flight_segments: 32,
             data_fin_with_data: false,
             quirks: Quirks::default(),
@@ -131,6 +136,7 @@ pub struct Client {
     pub beyond_window: u64,
     pub infinite_mappings: u64,
     pub fastclosed: bool,
+    edges: Edges,
 }
 
 /// Frames go out with these link addresses; the server's answers must turn them round.
@@ -177,6 +183,7 @@ impl Client {
             beyond_window: 0,
             infinite_mappings: 0,
             fastclosed: false,
+            edges: Edges::default(),
         }
     }
 
@@ -241,6 +248,55 @@ impl Client {
         }
     }
 
+    /// MP_FASTCLOSE on an ACK of the first living subflow, sent until it is answered, and RST on the
+    /// others (RFC 8684 §3.5).
+    pub fn fastclose_by_ack(&mut self) {
+        let mut first = true;
+        for s in self.subflows.iter_mut().filter(|s| s.alive()) {
+            if std::mem::take(&mut first) {
+                (s.fastclosing, s.needs_ack) = (true, true);
+                s.timer = None;
+            } else {
+                s.reset_due = Some(false);
+            }
+        }
+    }
+
+    /// The host is gone without a word.
+    pub fn vanish(&mut self) {
+        for s in &mut self.subflows {
+            s.vanished = true;
+            s.answer_due = None;
+            if s.alive() {
+                s.state = State::Gone;
+                s.timer = None;
+            }
+        }
+        (self.data_timer, self.data_fin_timer, self.persist_timer) = (None, None, None);
+    }
+
+    /// Ends one subflow with a FIN; the connection goes on over the others.
+    pub fn leave(&mut self, i: usize) {
+        self.subflows[i].leaving = true;
+        self.carry_again(i);
+    }
+
+    /// Reads up to `n` octets where reading is stopped.
+    pub fn read_some(&mut self, n: usize) {
+        let before = self.read;
+        self.read = (self.read + n).min(self.rx.len());
+        if self.read > before
+            && let Some(s) = self.subflows.iter_mut().find(|s| s.alive())
+        {
+            s.needs_ack = true;
+        }
+    }
+
+    /// Octets of our stream so far.
+    pub fn written(&self) -> u64 {
+        self.tx.len() as u64
+    }
+
     pub fn received(&self) -> &[u8] {
         &self.rx
     }
@@ -271,12 +327,14 @@ impl Client {
             .all(|s| !s.alive() && s.reset_due.is_none() || s.finished())
     }
 
-    /// Whether a frame is for this client.
-    pub fn owns(&self, frame: &[u8]) -> bool {
-        Segment::parse(frame).is_ok_and(|segment| {
-            let to = SocketAddr::new(segment.dst, segment.tcp.dst_port);
-            self.subflows.iter().any(|s| s.local == to)
-        })
+    /// Whether it uses this address.
+    pub fn owns(&self, address: SocketAddr) -> bool {
+        self.subflows.iter().any(|s| s.local == address)
+    }
+
+    /// Its streams or subflows were cut off by timeouts of its own.
+    pub fn gave_up(&self) -> bool {
+        self.subflows.iter().any(|s| s.gave_up)
     }
 
     /// Where it stands, for a message.

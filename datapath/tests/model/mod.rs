@@ -10,6 +10,7 @@ pub mod net;
 pub mod server;
 pub mod sim;
 pub mod subflow;
+pub mod trace;
 
 use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};

@@ -1,4 +1,5 @@
-//! The network between client and engine: paths with delay, rate, loss, duplication and reordering.
+//! The network between client and engine: paths with delay, jitter, rate, queue, loss one by one and
+//! in bursts, duplication, reordering, corruption, and cuts in one direction or both.
 
 use super::Rng;
 use mpx_datapath::port::IfaceId;
@@ -19,7 +20,16 @@ pub struct Path {
     pub duplicate_permille: u32,
     /// So many frames are held back by up to four times the delay.
     pub reorder_permille: u32,
+    /// Every frame takes up to this much longer; they stay in order.
+    pub jitter: Duration,
+    /// So many frames begin a burst: they are lost, and `burst_frames` of their direction after them.
+    pub burst_permille: u32,
+    pub burst_frames: u32,
+    /// So many frames arrive with an octet changed that a checksum covers.
+    pub corrupt_permille: u32,
     pub cut: bool,
+    /// Nothing arrives at this side.
+    pub cut_towards: Option<Side>,
 }
 
 impl Default for Path {
@@ -31,7 +41,12 @@ impl Default for Path {
             loss_permille: 0,
             duplicate_permille: 0,
             reorder_permille: 0,
+            jitter: Duration::ZERO,
+            burst_permille: 0,
+            burst_frames: 0,
+            corrupt_permille: 0,
             cut: false,
+            cut_towards: None,
         }
     }
 }
@@ -42,15 +57,41 @@ pub enum Side {
     Server,
 }
 
+impl Path {
+    fn lets_through(&self, to: Side) -> bool {
+        !self.cut && self.cut_towards != Some(to)
+    }
+}
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Arrives,
+    Twice,
+    Corrupted,
+    Lost,
+    /// There was no room in the queue.
+    Dropped,
+    /// The path is cut.
+    Cut,
+}
+
+/// A frame that has arrived.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Arrival {
+    pub to: Side,
+    pub iface: IfaceId,
+    pub frame: Vec<u8>,
+    pub corrupted: bool,
+}
+
 /// A frame on its way.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Flight {
     at: Instant,
     /// Frames of one moment arrive in the order in which they were sent.
     order: u64,
-    to: Side,
-    iface: IfaceId,
-    frame: Vec<u8>,
+    arrival: Arrival,
 }
 
 #[derive(Debug)]
@@ -58,6 +99,10 @@ pub struct Net {
     pub paths: Vec<Path>,
     /// When the last frame so far has left, per path and direction.
     busy_until: Vec<[Instant; 2]>,
+    /// When the last frame so far arrives that is not held back, where there is jitter.
+    in_order_until: Vec<[Instant; 2]>,
+    /// Frames of a burst that are still to be lost, per path and direction.
+    burst_left: Vec<[u32; 2]>,
     flights: BinaryHeap<Reverse<Flight>>,
     rng: Rng,
     sent: u64,
@@ -75,6 +120,8 @@ impl Net {
     pub fn new(paths: Vec<Path>, seed: u64) -> Net {
         Net {
             busy_until: vec![[Instant::ZERO; 2]; paths.len()],
+            in_order_until: vec![[Instant::ZERO; 2]; paths.len()],
+            burst_left: vec![[0; 2]; paths.len()],
             arrived_bytes: vec![[0; 2]; paths.len()],
             paths,
             flights: BinaryHeap::new(),
@@ -90,49 +137,91 @@ impl Net {
         self.rng = Rng(seed);
     }
 
-    pub fn send(&mut self, now: Instant, to: Side, iface: IfaceId, frame: Vec<u8>) {
+    pub fn send(&mut self, now: Instant, to: Side, iface: IfaceId, mut frame: Vec<u8>) -> Fate {
         let i = usize::from(iface.0);
         let path = self.paths[i];
-        if let Some(n) = self.lose_next.iter().position(|l| *l == (to, iface)) {
-            self.lose_next.swap_remove(n);
-            return;
-        }
-        if let Some((side, path, before)) = &mut self.lose_nth
-            && (*side, *path) == (to, iface)
-        {
-            if *before == 0 {
-                self.lose_nth = None;
-                return;
-            }
-            *before -= 1;
+        if self.is_chosen(to, iface) {
+            return Fate::Lost;
         }
         let busy = &mut self.busy_until[i][to as usize];
         let start = (*busy).max(now);
-        if path.cut || start - now > path.queue || self.rng.permille(path.loss_permille) {
-            return;
+        if !path.lets_through(to) {
+            return Fate::Cut;
+        }
+        if start - now > path.queue {
+            return Fate::Dropped;
+        }
+        if self.rng.permille(path.loss_permille) {
+            return Fate::Lost;
+        }
+        let burst = &mut self.burst_left[i][to as usize];
+        if path.burst_permille == 0 {
+            *burst = 0;
+        } else if *burst > 0 {
+            *burst -= 1;
+            return Fate::Lost;
+        }
+        if path.burst_permille > 0 && self.rng.permille(path.burst_permille) {
+            *burst = path.burst_frames;
+            return Fate::Lost;
         }
         let nanos = (frame.len() as u64 * 1_000_000_000)
             .checked_div(path.rate)
             .unwrap_or(0);
         *busy = start + Duration::from_nanos(nanos);
         let mut at = *busy + path.delay;
+        if path.jitter > Duration::ZERO {
+            let late = Duration::from_nanos(self.rng.next() % path.jitter.as_nanos() as u64);
+            let last = &mut self.in_order_until[i][to as usize];
+            *last = (at + late).max(*last);
+            at = *last;
+        }
         if self.rng.permille(path.reorder_permille) {
             at = at + path.delay * self.rng.below(4) as u32;
         }
+        let mut fate = Fate::Arrives;
         if self.rng.permille(path.duplicate_permille) {
-            self.push(at + path.delay / 2, to, iface, frame.clone());
+            fate = Fate::Twice;
+            self.push(at + path.delay / 2, to, iface, frame.clone(), false);
         }
-        self.push(at, to, iface, frame);
+        let corrupted = path.corrupt_permille > 0 && self.rng.permille(path.corrupt_permille);
+        if corrupted {
+            fate = Fate::Corrupted;
+            corrupt(&mut self.rng, &mut frame);
+        }
+        self.push(at, to, iface, frame, corrupted);
+        fate
     }
 
-    fn push(&mut self, at: Instant, to: Side, iface: IfaceId, frame: Vec<u8>) {
+    /// Whether a test wants this frame to be lost.
+    fn is_chosen(&mut self, to: Side, iface: IfaceId) -> bool {
+        if let Some(n) = self.lose_next.iter().position(|l| *l == (to, iface)) {
+            self.lose_next.swap_remove(n);
+            return true;
+        }
+        if let Some((side, path, before)) = &mut self.lose_nth
+            && (*side, *path) == (to, iface)
+        {
+            if *before == 0 {
+                self.lose_nth = None;
+                return true;
+            }
+            *before -= 1;
+        }
+        false
+    }
+
+    fn push(&mut self, at: Instant, to: Side, iface: IfaceId, frame: Vec<u8>, corrupted: bool) {
         self.sent += 1;
         self.flights.push(Reverse(Flight {
             at,
             order: self.sent,
-            to,
-            iface,
-            frame,
+            arrival: Arrival {
+                to,
+                iface,
+                frame,
+                corrupted,
+            },
         }));
     }
 
@@ -141,19 +230,40 @@ impl Net {
     }
 
     /// The next frame that has arrived.
-    pub fn arrive(&mut self, now: Instant) -> Option<(Side, IfaceId, Vec<u8>)> {
+    pub fn arrive(&mut self, now: Instant) -> Option<Arrival> {
         while self.next_arrival().is_some_and(|at| at <= now) {
-            let Reverse(flight) = self.flights.pop()?;
-            let i = usize::from(flight.iface.0);
+            let Reverse(Flight { at, arrival, .. }) = self.flights.pop()?;
+            let i = usize::from(arrival.iface.0);
             // A cut path also loses what is on it.
-            if !self.paths[i].cut {
-                self.arrived_bytes[i][flight.to as usize] += flight.frame.len() as u64;
-                if let (Some(record), Side::Server) = (&mut self.record, flight.to) {
-                    record.push((flight.at, flight.iface, flight.frame.clone()));
+            if self.paths[i].lets_through(arrival.to) {
+                self.arrived_bytes[i][arrival.to as usize] += arrival.frame.len() as u64;
+                if let (Some(record), Side::Server) = (&mut self.record, arrival.to) {
+                    record.push((at, arrival.iface, arrival.frame.clone()));
                 }
-                return Some((flight.to, flight.iface, flight.frame));
+                return Some(arrival);
             }
         }
         None
     }
+}
+
+const ETHERNET_LEN: usize = 14;
+
+/// Changes one bit, or one octet at will. Both always change a ones' complement sum (RFC 1071), so
+/// no luck is needed for a checksum to find them.
+fn corrupt(rng: &mut Rng, frame: &mut [u8]) {
+    let packet = &mut frame[ETHERNET_LEN..];
+    // Ethernet has a checksum of its own. What no checksum covers of an IPv6 header is left out:
+    // version, traffic class, flow label and hop limit.
+    let v6 = packet[0] >> 4 == 6;
+    let at = loop {
+        let at = rng.below(packet.len());
+        if !v6 || (at > 3 && at != 7) {
+            break at;
+        }
+    };
+    packet[at] ^= match rng.below(2) {
+        0 => 1 << rng.below(8),
+        _ => 1 + rng.below(255) as u8,
+    };
 }

@@ -33,6 +33,9 @@ impl Server {
         engine.receive_buffer_bytes = config.receive_buffer_bytes;
         engine.send_buffer_bytes = config.send_buffer_bytes;
         engine.subflows_per_connection_max = config.subflows_max;
+        engine.connections_max = config.connections_max;
+        engine.half_open_max = config.half_open_max;
+        engine.time_wait_max = config.time_wait_max;
         let entropy = Box::new(ChaChaEntropy::deterministic(config.seed));
         Server {
             engine: Engine::new(engine, vec![Box::new(app)], now, entropy),
@@ -60,7 +63,7 @@ impl Server {
 
     /// No connection, flow or token is left, nor anything in TIME-WAIT.
     pub fn is_empty(&self) -> bool {
-        let report = self.report();
+        let report = self.report(0);
         report.connections + report.half_open + report.flows + report.tokens + report.time_wait == 0
     }
 
@@ -70,10 +73,10 @@ impl Server {
             .into_iter()
             .filter(|(_, value)| *value > 0)
             .collect();
-        format!("{:#?}\n{counters:?}", self.report())
+        format!("{:?}\n{counters:?}", self.report(4))
     }
 
-    fn report(&self) -> EngineReport {
-        self.engine.report(self.now, 4)
+    pub fn report(&self, connections_max: usize) -> EngineReport {
+        self.engine.report(self.now, connections_max)
     }
 }

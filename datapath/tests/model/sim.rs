@@ -2,19 +2,22 @@
 //! port, timers, and frames out, turn by turn.
 //!
 //! With `MPX_TEST_PCAP=file` in the environment the frames of the last simulation of a test are
-//! in that file.
+//! in that file, and with `MPX_TEST_TRACE=1` they are listed on the standard error.
 
 use super::apps::{Behaviour, TestApp};
 use super::client::{Client, ClientConfig};
-use super::net::{Net, Path, Side};
+use super::net::{Arrival, Net, Path, Side};
 use super::server::Server;
+use super::trace::{self, Tracer};
 use mpx_datapath::port::memory::{MemoryConfig, MemoryPort};
 use mpx_datapath::port::pcap::PcapPort;
 use mpx_datapath::port::{IfaceId, Port};
 use mpx_datapath::time::{Duration, Instant};
+use mpx_datapath::wire::frame::Segment;
 use std::cell::Cell;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::rc::Rc;
 
 /// No test waits longer than this for anything.
@@ -57,6 +60,13 @@ pub struct SimConfig {
     pub receive_buffer_bytes: usize,
     pub send_buffer_bytes: usize,
     pub subflows_max: usize,
+    pub connections_max: usize,
+    pub half_open_max: usize,
+    pub time_wait_max: usize,
+    /// For the frames as the server sees them, in place of the file that the environment names.
+    pub capture: Option<PathBuf>,
+    /// Lists all frames.
+    pub trace: bool,
 }
 
 impl SimConfig {
@@ -70,6 +80,11 @@ impl SimConfig {
             receive_buffer_bytes: 256 * 1024,
             send_buffer_bytes: 512 * 1024,
             subflows_max: 8,
+            connections_max: 100_000,
+            half_open_max: 16_384,
+            time_wait_max: 65_536,
+            capture: std::env::var_os("MPX_TEST_PCAP").map(PathBuf::from),
+            trace: std::env::var_os("MPX_TEST_TRACE").is_some(),
         }
     }
 }
@@ -86,6 +101,9 @@ pub struct Sim {
     port: PcapPort<MemoryPort, Box<dyn Write>, Clock>,
     /// The time for the capture.
     clock: Rc<Cell<u64>>,
+    tracer: Option<Tracer>,
+    /// Frames that were delivered to the server with an octet changed.
+    pub corrupted_to_server: u64,
     hosts: u16,
     turns: u32,
 }
@@ -101,9 +119,9 @@ impl Sim {
         });
         let clock = Rc::new(Cell::new(now.0));
         let time = Rc::clone(&clock);
-        let out: Box<dyn Write> = match std::env::var_os("MPX_TEST_PCAP") {
+        let out: Box<dyn Write> = match &config.capture {
             Some(path) => {
-                Box::new(std::fs::File::create(path).expect("MPX_TEST_PCAP can be written"))
+                Box::new(std::fs::File::create(path).expect("the capture can be written"))
             }
             None => Box::new(std::io::sink()),
         };
@@ -116,6 +134,8 @@ impl Sim {
             clients: Vec::new(),
             port: PcapPort::new(memory, out, &[], clock_of_port),
             clock,
+            tracer: config.trace.then(|| Tracer::new(now)),
+            corrupted_to_server: 0,
             hosts: 10,
             turns: 0,
             config,
@@ -124,9 +144,14 @@ impl Sim {
 
     /// Starts a client on a host of its own; returns its index.
     pub fn connect(&mut self, client: ClientConfig) -> usize {
-        self.hosts += 1;
-        let local = SocketAddr::new(self.config.family.host(0, self.hosts), 40_000);
+        let local = self.next_local();
         self.connect_from(client, local)
+    }
+
+    /// An address on path 0 that no client has.
+    pub fn next_local(&mut self) -> SocketAddr {
+        self.hosts += 1;
+        SocketAddr::new(self.config.family.host(0, self.hosts), 40_000)
     }
 
     pub fn connect_from(&mut self, client: ClientConfig, local: SocketAddr) -> usize {
@@ -168,9 +193,7 @@ impl Sim {
 
     /// Lets the application read again what it left lying.
     pub fn resume_app(&mut self) {
-        let mut log = self.app.log.borrow_mut();
-        log.behaviour.paused = false;
-        log.wake = log.order.clone();
+        self.app.read_all();
     }
 
     /// Everything ends: no table has an entry left, every frame is back, and every connection that
@@ -228,12 +251,14 @@ impl Sim {
     fn turn(&mut self) {
         let now = self.now;
         self.clock.set(now.0);
-        while let Some((to, iface, frame)) = self.net.arrive(now) {
-            match to {
+        while let Some(arrival) = self.net.arrive(now) {
+            match arrival.to {
                 Side::Server => {
-                    assert!(self.port.inner_mut().inject(iface, &frame), "port is full")
+                    self.corrupted_to_server += u64::from(arrival.corrupted);
+                    let taken = self.port.inner_mut().inject(arrival.iface, &arrival.frame);
+                    assert!(taken, "port is full");
                 }
-                Side::Client => self.deliver(iface, &frame),
+                Side::Client => self.deliver(&arrival),
             }
         }
         for client in &mut self.clients {
@@ -250,6 +275,7 @@ impl Sim {
         for iface in (0..self.config.paths.len()).map(|i| IfaceId(i as u8)) {
             let mut more = true;
             while more {
+                let server = &mut self.server;
                 let written = self.port.transmit(iface, &mut |frame| {
                     let len = server.poll_transmit(now, iface, frame);
                     more = len > 0;
@@ -258,25 +284,58 @@ impl Sim {
                 assert!(written, "port has no frame to send in");
                 self.port.flush();
                 if let Some(frame) = self.port.inner_mut().take(iface) {
-                    self.net.send(now, Side::Client, iface, frame);
+                    self.watch(&frame);
+                    self.send(Side::Client, iface, frame);
                 }
             }
         }
-        for client in &mut self.clients {
-            while let Some((iface, frame)) = client.poll_transmit(now) {
-                self.net.send(now, Side::Server, iface, frame);
+        for c in 0..self.clients.len() {
+            while let Some((iface, frame)) = self.clients[c].poll_transmit(now) {
+                self.send(Side::Server, iface, frame);
             }
+        }
+    }
+
+    fn send(&mut self, to: Side, iface: IfaceId, frame: Vec<u8>) {
+        match &mut self.tracer {
+            None => drop(self.net.send(self.now, to, iface, frame)),
+            Some(tracer) => {
+                let line = tracer.line(self.now, to, iface, &frame);
+                let fate = self.net.send(self.now, to, iface, frame);
+                eprintln!("{line}{}", trace::describe(fate));
+            }
+        }
+    }
+
+    /// Shows a frame to its client in the order in which the server sends them.
+    fn watch(&mut self, frame: &[u8]) {
+        let Ok(segment) = Segment::parse(frame) else {
+            panic!("the server sent a frame that cannot be read: {frame:02x?}");
+        };
+        let to = SocketAddr::new(segment.dst, segment.tcp.dst_port);
+        if let Some(client) = self.clients.iter_mut().find(|c| c.owns(to)) {
+            client.on_departure(&segment);
         }
     }
 
     /// To the client that has the frame's address; to nobody if it is gone.
-    fn deliver(&mut self, iface: IfaceId, frame: &[u8]) {
-        if let Some(client) = self.clients.iter_mut().find(|c| c.owns(frame)) {
-            client.on_frame(self.now, iface, frame);
+    fn deliver(&mut self, arrival: &Arrival) {
+        let segment = match Segment::parse(&arrival.frame) {
+            Ok(_) if arrival.corrupted => panic!("nobody notices: {:02x?}", arrival.frame),
+            Err(_) if arrival.corrupted => return,
+            Ok(segment) => segment,
+            Err(e) => panic!(
+                "the server sent a frame that is {e:?}: {:02x?}",
+                arrival.frame
+            ),
+        };
+        let to = SocketAddr::new(segment.dst, segment.tcp.dst_port);
+        if let Some(client) = self.clients.iter_mut().find(|c| c.owns(to)) {
+            client.on_segment_arrived(self.now, arrival.iface, &segment);
         }
     }
 
-    fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         let clients: Vec<String> = self.clients.iter().map(Client::describe).collect();
         format!(
             "{}\n{}\nwith {:?}",

@@ -64,6 +64,11 @@ pub struct Sent {
     pub capable: bool,
     /// To be sent now, again or for the first time.
     pub due: bool,
+    /// Acknowledged selectively. It is never sent again: a server that says it has something keeps
+    /// it.
+    pub sacked: bool,
+    /// Sent again because of what was acknowledged above it.
+    pub repaired: bool,
 }
 
 impl Sent {
@@ -97,6 +102,16 @@ pub struct Subflow {
     pub needs_ack: bool,
     /// A reset to be sent, with MP_FASTCLOSE or without.
     pub reset_due: Option<bool>,
+    /// MP_FASTCLOSE on an ACK is sent until a reset comes back.
+    pub fastclosing: bool,
+    /// The state is lost: every segment that comes is answered with a RST of this sequence number.
+    pub answer_due: Option<u32>,
+    /// Nobody answered.
+    pub gave_up: bool,
+    /// Its host is gone and answers nothing.
+    pub vanished: bool,
+    /// Our FIN follows what is sent here, whatever becomes of the connection.
+    pub leaving: bool,
     pub mappings: Vec<Mapping>,
     /// Stretches of the stream that went out here and are not acknowledged at data level.
     pub carried: Vec<(u64, u64)>,
@@ -127,6 +142,8 @@ impl Subflow {
             data_fin: false,
             capable: false,
             due: true,
+            sacked: false,
+            repaired: false,
         };
         Subflow {
             local,
@@ -150,6 +167,11 @@ impl Subflow {
             timer: None,
             needs_ack: false,
             reset_due: None,
+            fastclosing: false,
+            answer_due: None,
+            gave_up: false,
+            vanished: false,
+            leaving: false,
             mappings: Vec::new(),
             carried: Vec::new(),
             fin_sent: false,
@@ -167,7 +189,7 @@ impl Subflow {
 
     /// May carry data, as long as no FIN of ours went out.
     pub fn open(&self) -> bool {
-        self.state == State::Open && !self.fin_sent
+        self.state == State::Open && !self.fin_sent && !self.fastclosing
     }
 
     pub fn stale(&self) -> bool {
@@ -200,6 +222,7 @@ impl Subflow {
             "acknowledges {ack}, we sent up to {}",
             self.snd_nxt
         );
+        self.on_sack(header, ack);
         if ack <= self.snd_una {
             let duplicate = pure && ack == self.snd_una && !self.sent.is_empty();
             self.duplicate_acks = if duplicate {
@@ -208,7 +231,7 @@ impl Subflow {
                 0
             };
             if self.duplicate_acks == 3
-                && let Some(first) = self.sent.front_mut()
+                && let Some(first) = self.sent.front_mut().filter(|s| !s.sacked)
             {
                 first.due = true;
             }
@@ -221,6 +244,38 @@ impl Subflow {
         (self.tries, self.duplicate_acks) = (0, 0);
         self.timer = (!self.sent.is_empty()).then(|| now + RTO);
         true
+    }
+
+    /// RFC 2018 §3, §4: blocks name what is there beyond a gap, never what was not sent.
+    fn on_sack(&mut self, header: &TcpHeader, ack: u64) {
+        let blocks = header.options.sack.as_slice();
+        assert!(
+            self.sack || blocks.is_empty(),
+            "SACK blocks that nobody permitted: {header:?}"
+        );
+        for (left, right) in blocks {
+            let left = unwrap(self.iss, self.snd_una, left.0);
+            let right = unwrap(self.iss, self.snd_una, right.0);
+            assert!(
+                left < right && right <= self.snd_nxt,
+                "SACK block {left}-{right}, we sent up to {}",
+                self.snd_nxt
+            );
+            assert!(
+                left != ack,
+                "SACK block {left}-{right} begins at the acknowledgment"
+            );
+            for sent in &mut self.sent {
+                sent.sacked |= left <= sent.at && sent.end() <= right;
+            }
+        }
+        if let Some(newest) = self.sent.iter().rposition(|s| s.sacked) {
+            // Three segments above a hole: it is lost, once.
+            let lost = newest.saturating_sub(2);
+            for sent in self.sent.iter_mut().take(lost).filter(|s| !s.sacked) {
+                sent.due |= !std::mem::replace(&mut sent.repaired, true);
+            }
+        }
     }
 
     /// Takes in payload and FIN; returns what is now in order, and where it begins.
@@ -291,13 +346,14 @@ impl Subflow {
         self.tries += 1;
         if self.tries > TRIES_MAX {
             self.state = State::Gone;
+            self.gave_up = true;
             self.timer = None;
             return false;
         }
-        for sent in &mut self.sent {
+        for sent in self.sent.iter_mut().filter(|s| !s.sacked) {
             sent.due = true;
         }
-        self.needs_ack |= self.state == State::JoinWait;
+        self.needs_ack |= self.state == State::JoinWait || self.fastclosing;
         self.timer = Some(now + self.rto());
         true
     }
@@ -319,7 +375,7 @@ impl Subflow {
 }
 
 /// The offset from `initial` nearest to `near` that has the sequence number `seq`.
-fn unwrap(initial: u32, near: u64, seq: u32) -> u64 {
+pub fn unwrap(initial: u32, near: u64, seq: u32) -> u64 {
     let here = initial.wrapping_add(near as u32);
     let distance = i64::from(seq.wrapping_sub(here) as i32);
     near.checked_add_signed(distance)

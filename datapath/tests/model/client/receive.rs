@@ -3,12 +3,8 @@
 use super::*;
 
 impl Client {
-    pub fn on_frame(&mut self, now: Instant, iface: IfaceId, frame: &[u8]) {
-        let segment = match Segment::parse(frame) {
-            Ok(segment) => segment,
-            Err(e) => panic!("the server sent a frame that is {e:?}: {frame:02x?}"),
-        };
-        let header = segment.tcp;
+    pub fn on_segment_arrived(&mut self, now: Instant, iface: IfaceId, segment: &Segment<'_>) {
+        let header = &segment.tcp;
         let to = SocketAddr::new(segment.dst, header.dst_port);
         let from = SocketAddr::new(segment.src, header.src_port);
         let Some(i) = self
@@ -23,13 +19,21 @@ impl Client {
             link(iface).reversed(),
             "link addresses are not turned round"
         );
-        if !self.subflows[i].alive() {
-            return;
-        }
-        if self.subflows[i].state == State::SynSent {
-            self.on_syn_ack(i, &header);
+        let s = &mut self.subflows[i];
+        let reset = header.flags.contains(TcpFlags::RST);
+        if !s.alive() {
+            if !s.vanished && !reset {
+                s.answer_due = Some(header.ack.0);
+            }
+        } else if s.fastclosing {
+            if reset {
+                s.state = State::Gone;
+                s.timer = None;
+            }
+        } else if s.state == State::SynSent {
+            self.on_syn_ack(i, header);
         } else {
-            self.on_segment(now, i, &header, segment.payload);
+            self.on_segment(now, i, header, segment.payload);
         }
     }
 
@@ -134,7 +138,8 @@ impl Client {
         let options = &header.options;
         let at = s.theirs(header.seq.0);
         if header.flags.contains(TcpFlags::RST) {
-            // RFC 9293 §3.10.7.4: only the very next number resets.
+            // RFC 5961 §3.2: only the very next number resets, others in the window are challenged.
+            s.needs_ack |= at > s.rcv_nxt && at < s.edge;
             if at == s.rcv_nxt {
                 s.state = State::Reset(options.mptcp.tcprst.map(|r| r.reason));
                 s.timer = None;
@@ -198,7 +203,7 @@ impl Client {
         let (payload, fin) = (&payload[..room], fin && room == payload.len());
         let beyond = payload_len - room;
         if self.mode == Mode::Tcp {
-            self.on_plain_ack(i, una, window, options);
+            self.on_plain_ack(una, window, options);
         } else {
             self.on_data_options(now, i, options, window);
         }
@@ -210,26 +215,12 @@ impl Client {
     }
 
     /// In plain TCP the subflow is the stream.
-    fn on_plain_ack(&mut self, i: usize, una: u64, window: u64, options: &TcpOptions) {
-        let s = &self.subflows[i];
+    fn on_plain_ack(&mut self, una: u64, window: u64, options: &TcpOptions) {
         self.data_una = self.data_una.max(una - 1);
         self.peer_edge = self.peer_edge.max(una - 1 + window);
-        let Some(dss) = options.mptcp.dss.filter(|_| !options.mptcp.is_empty()) else {
-            assert!(
-                options.mptcp.is_empty(),
-                "MPTCP options in plain TCP: {options:?}"
-            );
-            return;
-        };
-        // RFC 8684 §3.7: one infinite mapping may tell us of the fallback. What the server sent
-        // before it could know is not held against it.
-        let infinite = dss.mapping.is_some_and(|m| m.len == 0);
-        self.infinite_mappings += u64::from(infinite);
-        let knew = s.snd_una > 1 || self.config.quirks.no_options_after_syn;
-        assert!(
-            infinite || !knew,
-            "MPTCP options after the fallback: {options:?}"
-        );
+        // RFC 8684 §3.7: one infinite mapping may tell us of the fallback.
+        let mapping = options.mptcp.dss.and_then(|dss| dss.mapping);
+        self.infinite_mappings += u64::from(mapping.is_some_and(|m| m.len == 0));
     }
 
     fn on_data_options(&mut self, now: Instant, i: usize, options: &TcpOptions, window: u64) {
@@ -424,7 +415,7 @@ impl Client {
 }
 
 /// The offset in a stream, nearest to `near`, of a data sequence number.
-fn offset(value: DsnWidth, idsn: u64, near: u64) -> u64 {
+pub(super) fn offset(value: DsnWidth, idsn: u64, near: u64) -> u64 {
     let first = idsn.wrapping_add(1);
     match value {
         DsnWidth::Eight(dsn) => dsn.wrapping_sub(first),

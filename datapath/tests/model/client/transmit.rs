@@ -21,11 +21,17 @@ impl Client {
                 .alive()
                 .then(|| self.emit_reset(now, i, fastclose));
         }
+        if let Some(seq) = self.subflows[i].answer_due.take() {
+            return Some(self.emit_answer(i, seq));
+        }
         let s = &mut self.subflows[i];
         if !s.alive() {
             return None;
         }
-        if let Some(at) = s.sent.iter().position(|sent| sent.due) {
+        if s.fastclosing {
+            return std::mem::take(&mut s.needs_ack).then(|| self.emit_fastclose(now, i));
+        }
+        if let Some(at) = s.sent.iter().position(|sent| sent.due && !sent.sacked) {
             s.sent[at].due = false;
             s.arm(now);
             let sent = s.sent[at].clone();
@@ -66,11 +72,14 @@ impl Client {
     fn next_data(&mut self, now: Instant, i: usize) -> Option<Sent> {
         let others = self.subflows.iter().any(|s| s.open() && !s.stale());
         let s = &self.subflows[i];
-        if s.in_flight() >= self.config.flight_segments || (s.stale() && others) {
+        if s.in_flight() >= self.config.flight_segments || (s.stale() && others) || s.leaving {
             return None;
         }
         let multipath = self.mode == Mode::Multipath;
-        let segment = self.config.segment_bytes as u64;
+        let segment = match self.config.random_segments {
+            false => self.config.segment_bytes,
+            true => 1 + self.rng.below(self.config.segment_bytes),
+        } as u64;
         let (start, end) = match self.again.pop_front() {
             Some((start, end)) => {
                 let start = start.max(self.data_una);
@@ -84,7 +93,10 @@ impl Client {
                 let start = self.data_nxt.min(self.tx.len() as u64);
                 let edge = self.peer_edge.min(self.tx.len() as u64);
                 if edge <= start {
-                    let wants = start < self.tx.len() as u64 && s.in_flight() == 0;
+                    // What is lost at data level comes first: a probe is lost there, too.
+                    let wants = start < self.tx.len() as u64
+                        && s.in_flight() == 0
+                        && self.data_una >= start;
                     if wants && self.persist_timer.is_none() {
                         self.persist_timer = Some(now + PERSIST);
                     }
@@ -115,6 +127,8 @@ impl Client {
             data_fin,
             capable,
             due: false,
+            sacked: false,
+            repaired: false,
         })
     }
 
@@ -126,7 +140,9 @@ impl Client {
             Mode::Handshake => false,
             Mode::Tcp => all_sent,
             Mode::Multipath if self.config.quirks.no_data_fin => all_sent,
-            Mode::Multipath => self.all_acknowledged() && self.peer_finished(),
+            Mode::Multipath => {
+                self.subflows[i].leaving || (self.all_acknowledged() && self.peer_finished())
+            }
         };
         due.then(|| Sent {
             at: self.subflows[i].snd_nxt,
@@ -137,6 +153,8 @@ impl Client {
             data_fin: false,
             capable: false,
             due: false,
+            sacked: false,
+            repaired: false,
         })
     }
 
@@ -374,6 +392,36 @@ impl Client {
         self.carry_again(i);
         let at = self.subflows[i].snd_nxt;
         self.emit(i, TcpFlags::RST | TcpFlags::ACK, at, options, &[])
+    }
+
+    /// MP_FASTCLOSE on an ACK, until a reset answers it (RFC 8684 §3.5).
+    fn emit_fastclose(&mut self, now: Instant, i: usize) -> Vec<u8> {
+        let mut options = self.options(now, i);
+        options.sack = Default::default();
+        options.mptcp = MptcpOptions::default();
+        options.mptcp.fastclose = Some(MpFastclose {
+            receiver_key: self.server_key,
+        });
+        let s = &mut self.subflows[i];
+        s.arm(now);
+        let at = s.snd_nxt;
+        self.emit(i, TcpFlags::ACK, at, options, &[])
+    }
+
+    /// RFC 9293 §3.10.7.1: the answer to a segment of a connection that is no more.
+    fn emit_answer(&mut self, i: usize, seq: u32) -> Vec<u8> {
+        let s = &self.subflows[i];
+        let tcp = TcpHeader {
+            src_port: s.local.port(),
+            dst_port: s.remote.port(),
+            seq: TcpSeq(seq),
+            ack: TcpSeq(0),
+            flags: TcpFlags::RST,
+            window: 0,
+            urgent: 0,
+            options: TcpOptions::default(),
+        };
+        build(&link(s.iface), s.local, s.remote, &tcp, &[])
     }
 
     fn emit(

@@ -1,0 +1,196 @@
+//! The deterministic simulator: engine, clients, paths and time in one thread, all from one number.
+//!
+//! Without arguments it plays a bounded sweep and the seeds that once failed. `--seeds N [--from S]`
+//! sweeps; `--seed S` replays one with a listing of all frames and, with `--capture FILE`, a
+//! pcapng.
+
+#![allow(unreachable_pub)]
+
+#[allow(dead_code, reason = "another test program uses the rest")]
+#[path = "../model/mod.rs"]
+mod model;
+mod run;
+mod scenario;
+
+use run::Outcome;
+use scenario::Scenario;
+use std::cell::RefCell;
+use std::io::IsTerminal;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Seeds that failed once, and what they found.
+const FAILED_ONCE: &[(&str, u64)] = &[];
+
+/// After so many failures a sweep ends.
+const FAILURES_MAX: usize = 20;
+
+enum Task {
+    Sweep { from: u64, count: u64 },
+    Replay { seed: u64, capture: Option<PathBuf> },
+    Default,
+    Nothing,
+}
+
+fn main() -> ExitCode {
+    let task = match parse(std::env::args().skip(1)) {
+        Ok(task) => task,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let passed = match task {
+        Task::Nothing => true,
+        Task::Sweep { from, count } => sweep(from, count),
+        Task::Replay { seed, capture } => replay(seed, capture),
+        Task::Default => failed_once() & sweep(0, run::bounded_sweep()),
+    };
+    if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn parse(args: impl Iterator<Item = String>) -> Result<Task, String> {
+    let (mut seeds, mut from, mut seed, mut capture) = (None, None, None, None);
+    let mut filtered = false;
+    let mut args = args.peekable();
+    while let Some(arg) = args.next() {
+        let mut number = |name: &str| {
+            let text = args
+                .next()
+                .ok_or_else(|| format!("{name} needs a number behind it"))?;
+            text.parse::<u64>()
+                .map_err(|_| format!("{name} needs a number, not `{text}`"))
+        };
+        match arg.as_str() {
+            "--seeds" => seeds = Some(number("--seeds")?),
+            "--from" => from = Some(number("--from")?),
+            "--seed" => seed = Some(number("--seed")?),
+            "--capture" => {
+                let file = args.next().ok_or("--capture needs a file behind it")?;
+                capture = Some(PathBuf::from(file));
+            }
+            // What `cargo test` passes on to every test program.
+            "--list" => return Ok(Task::Nothing),
+            flag if flag.starts_with('-') => {}
+            name => filtered |= !"sim".contains(name),
+        }
+    }
+    match (seeds, seed) {
+        (Some(_), Some(_)) => Err("--seeds sweeps and --seed replays: give one of them".into()),
+        (Some(count), None) => Ok(Task::Sweep {
+            from: from.unwrap_or(0),
+            count,
+        }),
+        (None, Some(seed)) => Ok(Task::Replay { seed, capture }),
+        (None, None) if filtered => Ok(Task::Nothing),
+        (None, None) => Ok(Task::Default),
+    }
+}
+
+thread_local! {
+    /// Where the last panic was and what it said.
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Plays one seed; `Err` says what was violated.
+fn play(scenario: &Scenario) -> Result<Outcome, String> {
+    panic::set_hook(Box::new(|info| {
+        PANIC.with_borrow_mut(|text| *text = info.to_string());
+    }));
+    let result = panic::catch_unwind(AssertUnwindSafe(|| run::play(scenario)));
+    drop(panic::take_hook());
+    result.map_err(|_| PANIC.take())
+}
+
+fn failed_once() -> bool {
+    let mut passed = true;
+    for (name, seed) in FAILED_ONCE {
+        if let Err(error) = play(&Scenario::of(*seed)) {
+            passed = false;
+            report_failure(&format!("{seed} ({name})"), *seed, &error);
+        }
+    }
+    passed
+}
+
+fn sweep(from: u64, count: u64) -> bool {
+    let began = Instant::now();
+    let mut shown = began;
+    let mut total = Outcome::default();
+    let mut failures = Vec::new();
+    let mut done = 0;
+    for seed in from..from.saturating_add(count) {
+        match play(&Scenario::of(seed)) {
+            Ok(outcome) => {
+                total.whole += outcome.whole;
+                total.aborted += outcome.aborted;
+                total.given_up += outcome.given_up;
+                total.octets += outcome.octets;
+                total.converged = total.converged.max(outcome.converged);
+            }
+            Err(error) => {
+                failures.push(seed);
+                report_failure(&seed.to_string(), seed, &error);
+            }
+        }
+        done += 1;
+        let often = if std::io::stderr().is_terminal() {
+            1
+        } else {
+            10
+        };
+        if shown.elapsed() >= Duration::from_secs(often) {
+            shown = Instant::now();
+            progress(done, count, began.elapsed(), failures.len());
+        }
+        if failures.len() >= FAILURES_MAX {
+            eprintln!("{FAILURES_MAX} failures: enough");
+            break;
+        }
+    }
+    let took = began.elapsed();
+    progress(done, count, took, failures.len());
+    eprintln!(
+        "connections: {} whole, {} aborted on purpose, {} given up after faults; {} MB delivered; \
+         the slowest run took {:.0} s with its paths in order",
+        total.whole,
+        total.aborted,
+        total.given_up,
+        total.octets / 1_000_000,
+        total.converged.as_secs_f64(),
+    );
+    if !failures.is_empty() {
+        eprintln!("failed: {failures:?}");
+    }
+    failures.is_empty()
+}
+
+fn progress(done: u64, count: u64, took: Duration, failures: usize) {
+    let per_second = done as f64 / took.as_secs_f64().max(0.001);
+    eprintln!("seeds: {done} of {count}, {per_second:.1} per second, {failures} failed");
+}
+
+fn report_failure(name: &str, seed: u64, error: &str) {
+    let text: String = error.chars().take(600).collect();
+    eprintln!("seed {name} FAILED: {text}\n  replay: cargo xtask sim --seed {seed}");
+}
+
+fn replay(seed: u64, capture: Option<PathBuf>) -> bool {
+    let mut scenario = Scenario::of(seed);
+    eprintln!("{scenario:#?}");
+    scenario.sim.trace = true;
+    scenario.sim.capture = capture;
+    // With the usual panic message, and a backtrace if `RUST_BACKTRACE` asks for one.
+    let result = panic::catch_unwind(AssertUnwindSafe(|| run::play(&scenario)));
+    match &result {
+        Ok(outcome) => eprintln!("seed {seed} passed: {outcome:?}"),
+        Err(_) => eprintln!("seed {seed} FAILED"),
+    }
+    result.is_ok()
+}

@@ -1,0 +1,425 @@
+//! One seed from the first frame to the last, and what must hold meanwhile and afterwards.
+
+use crate::model::client::Mode;
+use crate::model::sim::Sim;
+use crate::model::subflow::{Role, State};
+use crate::model::{effort, stream};
+use crate::scenario::{Abort, Close, Leave, Plan, Reading, Scenario, healed};
+use mpx_datapath::app::CloseCause;
+use mpx_datapath::time::{Duration, Instant};
+use std::net::SocketAddr;
+
+/// How often clients and apps look at what they have to do.
+const TICK: Duration = Duration::from_millis(25);
+/// So many ticks between two looks at the limits.
+const TICKS_PER_CHECK: u64 = 20;
+/// With the paths in order everything comes to its end within this time.
+const CONVERGENCE: Duration = Duration::from_secs(600);
+/// A side whose peer is gone without a word gives up after this time with the paths in order.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any timer of the engine.
+const LAST_TIMER: Duration = Duration::from_secs(300);
+
+/// What became of the connections of a run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outcome {
+    /// Both streams whole and closed.
+    pub whole: u64,
+    /// Aborted by client or app, as was the plan.
+    pub aborted: u64,
+    /// Given up by a timer or cut off by subflows that left, after too many faults.
+    pub given_up: u64,
+    pub octets: u64,
+    /// Virtual time with the paths in order until the last client was done.
+    pub converged: Duration,
+}
+
+struct Runner<'a> {
+    scenario: &'a Scenario,
+    sim: Sim,
+    began: Instant,
+    actors: Vec<Actor<'a>>,
+}
+
+/// A client while it plays its part.
+struct Actor<'a> {
+    plan: &'a Plan,
+    local: SocketAddr,
+    upload: Vec<u8>,
+    /// Its place among the simulation's clients, once it has started.
+    client: Option<usize>,
+    written: usize,
+    closed: bool,
+    joins: usize,
+    leaves: usize,
+    left: bool,
+    aborted: bool,
+    /// Only one of the two ends knew of the end when last looked at.
+    left_alone: bool,
+}
+
+/// Plays a scenario. Panics when something happens that may not.
+pub fn play(scenario: &Scenario) -> Outcome {
+    let mut sim = Sim::new(scenario.sim.clone());
+    let actors = scenario
+        .clients
+        .iter()
+        .map(|plan| {
+            let local = sim.next_local();
+            let mut log = sim.app.log.borrow_mut();
+            log.for_peer.insert(local, plan.app);
+            if let Some(sip) = plan.sip_bytes {
+                log.sips.insert(local, sip);
+            }
+            drop(log);
+            Actor {
+                plan,
+                local,
+                upload: stream(plan.config.seed, plan.upload_bytes),
+                client: None,
+                written: 0,
+                closed: false,
+                joins: 0,
+                leaves: 0,
+                left: false,
+                aborted: false,
+                left_alone: false,
+            }
+        })
+        .collect();
+    let mut runner = Runner {
+        scenario,
+        began: sim.now,
+        sim,
+        actors,
+    };
+    runner.bad_times();
+    let converged = runner.good_times();
+    Outcome {
+        converged,
+        ..runner.verdict()
+    }
+}
+
+impl Runner<'_> {
+    fn bad_times(&mut self) {
+        let mut weather = self.scenario.weather.iter().peekable();
+        let end = self.began + self.scenario.faults;
+        let mut tick = 0;
+        while self.sim.now < end {
+            let passed = self.sim.now.since(self.began);
+            while let Some((_, path, change)) = weather.next_if(|w| w.0 <= passed) {
+                self.sim.net.paths[*path] = *change;
+            }
+            self.act(passed, true);
+            self.advance(tick);
+            tick += 1;
+        }
+    }
+
+    fn good_times(&mut self) -> Duration {
+        for (path, base) in self.sim.net.paths.iter_mut().zip(&self.scenario.sim.paths) {
+            *path = healed(base);
+        }
+        self.sim.app.read_all();
+        let began = self.sim.now;
+        let mut tick = 0;
+        let mut patience = PATIENCE;
+        while !self.all_done() {
+            let passed = self.sim.now.since(began);
+            assert!(
+                passed < CONVERGENCE,
+                "no end with the paths in order for {passed:?}: {}",
+                self.sim.describe()
+            );
+            if passed >= patience {
+                patience += PATIENCE;
+                self.lose_patience();
+            }
+            self.act(self.sim.now.since(self.began), false);
+            self.advance(tick);
+            tick += 1;
+        }
+        self.sim.now.since(began)
+    }
+
+    fn advance(&mut self, tick: u64) {
+        self.sim.app.grant();
+        self.sim.run_for(TICK);
+        if tick.is_multiple_of(TICKS_PER_CHECK) {
+            self.check_limits();
+        }
+    }
+
+    /// Everybody does what is due.
+    fn act(&mut self, passed: Duration, faults: bool) {
+        for actor in &mut self.actors {
+            if actor.plan.start <= passed {
+                actor.act(&mut self.sim, passed - actor.plan.start, faults);
+            }
+        }
+    }
+
+    /// What a side cannot know because nobody told it: its peer is gone, and it has nothing to send
+    /// that would draw an answer.
+    fn lose_patience(&mut self) {
+        for actor in &mut self.actors {
+            let Some(c) = actor.client else { continue };
+            let client = &mut self.sim.clients[c];
+            let cause = self.sim.app.with_peer(actor.local, |r| r.closed);
+            let left_alone = match cause {
+                Some(None) => client.closed(),
+                Some(Some(_)) => !client.closed(),
+                None => client.established() && !client.closed(),
+            };
+            // Seen twice: what is on its way may still bring the end.
+            if !std::mem::replace(&mut actor.left_alone, left_alone) || !left_alone {
+                continue;
+            }
+            if client.closed() {
+                self.sim.app.abort(actor.local);
+            } else {
+                client.fastclose();
+            }
+        }
+    }
+
+    fn all_done(&self) -> bool {
+        self.actors.iter().all(|a| {
+            a.client.is_some_and(|c| self.sim.clients[c].closed())
+                && self
+                    .sim
+                    .app
+                    .with_peer(a.local, |r| r.closed.is_some())
+                    .unwrap_or(true)
+        })
+    }
+
+    /// Limits that are never passed, and acknowledgments that are never ahead of delivery.
+    fn check_limits(&self) {
+        let config = &self.scenario.sim;
+        let report = self.sim.server.report(usize::MAX);
+        assert!(report.connections <= config.connections_max, "{report:?}");
+        assert!(report.half_open <= config.half_open_max, "{report:?}");
+        assert!(report.time_wait <= config.time_wait_max, "{report:?}");
+        for conn in &report.conns {
+            assert!(
+                conn.unread_bytes <= config.receive_buffer_bytes
+                    && conn.send_buffered_bytes <= config.send_buffer_bytes
+                    && conn.subflows.len() <= config.subflows_max,
+                "a limit is passed: {conn:?}"
+            );
+            let actor = self.actors.iter().find(|a| a.local == conn.peer);
+            let delivered = self.sim.app.with_peer(conn.peer, |r| r.received.len());
+            if let (Some(c), Some(delivered)) = (actor.and_then(|a| a.client), delivered) {
+                let client = &self.sim.clients[c];
+                let acknowledged = client.acknowledged().min(client.written());
+                assert!(
+                    (delivered + conn.unread_bytes) as u64 >= acknowledged,
+                    "{acknowledged} octets are acknowledged, {delivered} delivered: {conn:?}"
+                );
+            }
+        }
+    }
+
+    /// After the end: nothing is left anywhere, and what was delivered was sent.
+    fn verdict(mut self) -> Outcome {
+        self.sim.finish();
+        self.sim.run_for(LAST_TIMER);
+        let server = &self.sim.server;
+        assert!(
+            server.next_timeout().is_none(),
+            "a timer is left: {:?} at {:?}",
+            server.next_timeout(),
+            self.sim.now
+        );
+        let metrics = &server.engine.metrics;
+        let noticed = metrics.drop_truncated
+            + metrics.drop_not_tcp
+            + metrics.drop_fragment
+            + metrics.drop_bad_header
+            + metrics.drop_bad_ip_checksum
+            + metrics.drop_bad_tcp_checksum
+            + metrics.drop_too_deep;
+        assert_eq!(
+            noticed, self.sim.corrupted_to_server,
+            "frames dropped as damaged, and frames that were"
+        );
+        let timeouts =
+            metrics.subflow_timeouts + metrics.give_up_timeouts + metrics.syn_ack_timeouts;
+        let mut outcome = Outcome::default();
+        for actor in &self.actors {
+            actor.judge(&self.sim, timeouts > 0, &mut outcome);
+        }
+        outcome
+    }
+}
+
+impl Actor<'_> {
+    fn act(&mut self, sim: &mut Sim, passed: Duration, faults: bool) {
+        let plan = self.plan;
+        let c = *self.client.get_or_insert_with(|| {
+            let c = sim.connect_from(plan.config.clone(), self.local);
+            sim.clients[c].set_reading(plan.reading == Reading::Eager);
+            c
+        });
+        if self.aborted {
+            return;
+        }
+        if let Some((at, how)) = plan.abort
+            && at <= passed
+        {
+            self.aborted = true;
+            let client = &mut sim.clients[c];
+            match how {
+                Abort::Reset => (0..client.subflows.len()).for_each(|i| client.reset(i)),
+                Abort::FastcloseReset => client.fastclose(),
+                Abort::FastcloseAck if client.mode == Mode::Multipath => client.fastclose_by_ack(),
+                Abort::FastcloseAck => client.fastclose(),
+                Abort::Vanish => client.vanish(),
+            }
+            return;
+        }
+        self.write(sim, c, faults);
+        let client = &mut sim.clients[c];
+        match plan.reading {
+            Reading::Slow(bytes) if faults => client.read_some(bytes),
+            Reading::Slow(_) | Reading::Never if !faults => client.set_reading(true),
+            _ => {}
+        }
+        if client.mode != Mode::Multipath {
+            return;
+        }
+        while let Some((_, path)) = plan.joins.get(self.joins).filter(|j| j.0 <= passed) {
+            self.joins += 1;
+            let over = client_is_closing(sim, c);
+            if !over {
+                sim.join(c, *path);
+            }
+        }
+        while let Some((_, how)) = plan.leaves.get(self.leaves).filter(|l| l.0 <= passed) {
+            self.leaves += 1;
+            self.leave(sim, c, *how);
+        }
+    }
+
+    fn write(&mut self, sim: &mut Sim, c: usize, faults: bool) {
+        let client = &mut sim.clients[c];
+        let left = &self.upload[self.written..];
+        let n = match self.plan.write_bytes {
+            n if n > 0 && faults => n.min(left.len()),
+            _ => left.len(),
+        };
+        if n > 0 {
+            client.send(&left[..n]);
+            self.written += n;
+        }
+        let last = match self.plan.close {
+            Close::First => true,
+            Close::Last => client.received().len() >= self.plan.download_bytes(),
+        };
+        if self.written == self.upload.len() && last && !self.closed {
+            self.closed = true;
+            client.close_write();
+        }
+    }
+
+    /// One subflow goes, if another one is there to carry on.
+    fn leave(&mut self, sim: &mut Sim, c: usize, how: Leave) {
+        let client = &mut sim.clients[c];
+        let open: Vec<usize> = (0..client.subflows.len())
+            .filter(|i| client.subflows[*i].open() && !client.subflows[*i].leaving)
+            .collect();
+        if open.len() < 2 {
+            return;
+        }
+        self.left = true;
+        // The initial one as often as a joined one.
+        let i = match self.leaves % 2 {
+            0 => open[0],
+            _ => open[open.len() - 1],
+        };
+        match how {
+            Leave::Reset => client.reset(i),
+            Leave::Fin => client.leave(i),
+        }
+    }
+
+    fn judge(&self, sim: &Sim, timeouts: bool, outcome: &mut Outcome) {
+        let Some(c) = self.client else { return };
+        let client = &sim.clients[c];
+        let expected = match self.plan.app.echo {
+            true => self.upload.clone(),
+            false => stream(self.plan.app.seed, self.plan.app.send_bytes),
+        };
+        assert_prefix("the client", client.received(), &expected);
+        assert_eq!(
+            client.beyond_window, 0,
+            "octets from beyond the window of {}",
+            self.local
+        );
+        let record = sim.app.with_peer(self.local, Clone::clone);
+        let delivered = record.as_ref().map_or(0, |r| r.received.len());
+        if let Some(record) = &record {
+            assert_prefix("the app", &record.received, &self.upload);
+        }
+        outcome.octets += (delivered + client.received().len()) as u64;
+        let cause = record.as_ref().and_then(|r| r.closed);
+        let app_aborts = self.plan.app.abort_after_bytes.is_some();
+        if cause == Some(CloseCause::Finished) {
+            let acknowledged = client.acknowledged().min(client.written());
+            assert!(
+                delivered as u64 >= acknowledged,
+                "{acknowledged} octets are acknowledged, {delivered} were delivered to {}",
+                self.local
+            );
+        }
+        if self.aborted || (app_aborts && cause != Some(CloseCause::Finished)) {
+            outcome.aborted += 1;
+            return;
+        }
+        let whole = cause == Some(CloseCause::Finished)
+            && delivered == self.upload.len()
+            && client.received().len() == expected.len()
+            && client.peer_finished();
+        if whole {
+            outcome.whole += 1;
+            return;
+        }
+        let excused = timeouts || client.gave_up() || self.left;
+        assert!(
+            excused,
+            "{} ended as {cause:?} with {delivered} of {} octets up and {} of {} down for no reason: {}",
+            self.local,
+            self.upload.len(),
+            client.received().len(),
+            expected.len(),
+            sim.describe()
+        );
+        outcome.given_up += 1;
+    }
+}
+
+fn client_is_closing(sim: &Sim, c: usize) -> bool {
+    let client = &sim.clients[c];
+    let initial_done = client
+        .subflows
+        .iter()
+        .any(|s| s.role == Role::Initial && s.state == State::SynSent);
+    initial_done || client.closed() || client.all_acknowledged() && client.peer_finished()
+}
+
+fn assert_prefix(whose: &str, got: &[u8], sent: &[u8]) {
+    let same = got.iter().zip(sent).take_while(|(a, b)| a == b).count();
+    assert!(
+        same == got.len(),
+        "{whose} has {} octets of {} that were sent, and they part at {same}",
+        got.len(),
+        sent.len()
+    );
+}
+
+/// Seeds of a bounded sweep.
+pub fn bounded_sweep() -> u64 {
+    60 * effort()
+}

@@ -1,0 +1,382 @@
+//! What a seed stands for: paths and their weather, clients and their manners, apps, limits.
+
+use crate::model::Rng;
+use crate::model::apps::Behaviour;
+use crate::model::client::{ClientConfig, Quirks};
+use crate::model::net::{Path, Side};
+use crate::model::sim::{Family, SimConfig};
+use mpx_datapath::time::Duration;
+
+/// Octets in one direction of one connection.
+const STREAM_MAX_BYTES: usize = 500_000;
+/// A stream takes so many round trips at most, each up to half a second here, if windows are all
+/// that holds it up.
+const ROUND_TRIPS_MAX: usize = 300;
+/// A stream takes so many segments at most.
+const SEGMENTS_MAX: usize = 2000;
+
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub sim: SimConfig,
+    /// How long the paths are bad.
+    pub faults: Duration,
+    /// What a path is like from a time on, in the order of the times.
+    pub weather: Vec<(Duration, usize, Path)>,
+    pub clients: Vec<Plan>,
+}
+
+/// What one client does.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub start: Duration,
+    pub config: ClientConfig,
+    pub app: Behaviour,
+    /// What the app reads at a time, where it is slow.
+    pub sip_bytes: Option<usize>,
+    pub upload_bytes: usize,
+    /// What the client writes at a time, a tick apart, while the paths are bad; 0 is all at once.
+    pub write_bytes: usize,
+    pub reading: Reading,
+    pub close: Close,
+    /// On which path another subflow starts.
+    pub joins: Vec<(Duration, usize)>,
+    pub leaves: Vec<(Duration, Leave)>,
+    pub abort: Option<(Duration, Abort)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    Eager,
+    /// So many octets a tick.
+    Slow(usize),
+    /// Nothing while the paths are bad.
+    Never,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// Right behind the last octet, whatever is still to come.
+    First,
+    /// When all of the other stream is here.
+    Last,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    Reset,
+    Fin,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abort {
+    Reset,
+    FastcloseReset,
+    FastcloseAck,
+    Vanish,
+}
+
+impl Plan {
+    /// Octets that the app sends in the end.
+    pub fn download_bytes(&self) -> usize {
+        match self.app.echo {
+            true => self.upload_bytes,
+            false => self.app.send_bytes,
+        }
+    }
+}
+
+impl Scenario {
+    pub fn of(seed: u64) -> Scenario {
+        let mut draw = Draw(Rng(seed ^ 0x6d70_7864_0000_0000));
+        let family = draw.pick(&[Family::V4, Family::V4, Family::V6]);
+        let faults = draw.millis(3_000, 30_000);
+        let bases: Vec<Path> = (0..1 + draw.below(4)).map(|_| draw.path()).collect();
+        let weather = draw.weather(&bases, faults);
+        let crowd = draw.one_in(8);
+        let count = if crowd {
+            8 + draw.below(24)
+        } else {
+            1 + draw.below(3)
+        };
+        let mut sim = SimConfig {
+            paths: bases,
+            family,
+            seed,
+            checksum: draw.one_in(3),
+            receive_buffer_bytes: draw.buffer_bytes(),
+            send_buffer_bytes: draw.buffer_bytes(),
+            subflows_max: draw.pick(&[1, 2, 4, 8]),
+            ..SimConfig::with(Behaviour::default())
+        };
+        if crowd {
+            sim.connections_max = draw.pick(&[4, 16, 100_000]);
+            sim.half_open_max = draw.pick(&[2, 16, 16_384]);
+            sim.time_wait_max = draw.pick(&[2, 16, 65_536]);
+        }
+        let paths = sim.paths.len();
+        let clients = (0..count)
+            .map(|n| draw.plan(seed, n, family, paths, faults, crowd))
+            .collect();
+        Scenario {
+            sim,
+            faults,
+            weather,
+            clients,
+        }
+    }
+}
+
+/// A path without faults, as fast as it was.
+pub fn healed(base: &Path) -> Path {
+    Path {
+        delay: base.delay,
+        rate: base.rate,
+        queue: base.queue.max(Duration::from_millis(50)),
+        ..Path::default()
+    }
+}
+
+struct Draw(Rng);
+
+impl Draw {
+    fn below(&mut self, n: usize) -> usize {
+        self.0.below(n)
+    }
+
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    fn millis(&mut self, from: usize, to: usize) -> Duration {
+        Duration::from_millis((from + self.below(to - from)) as u64)
+    }
+
+    /// Every order of magnitude up to `max` is as likely as the others.
+    fn magnitude(&mut self, max: usize) -> usize {
+        let bits = self.below(max.ilog2() as usize + 1);
+        ((1 << bits) + self.below(1 << bits)).min(max)
+    }
+
+    fn buffer_bytes(&mut self) -> usize {
+        match self.below(4) {
+            0 => 2_000 + self.below(20_000),
+            1 => 65_535,
+            2 => 70_000 + self.below(400_000),
+            _ => 1 << 20,
+        }
+    }
+
+    fn path(&mut self) -> Path {
+        let mut path = Path {
+            delay: Duration::from_micros(self.magnitude(200_000) as u64),
+            rate: self.pick(&[0, 30_000, 125_000, 1_250_000, 12_500_000, 125_000_000]),
+            queue: self.millis(2, 400),
+            ..Path::default()
+        };
+        self.faults(&mut path);
+        path
+    }
+
+    /// Mostly one or two kinds at a time: what is lost in a storm tells little.
+    fn faults(&mut self, path: &mut Path) {
+        if self.one_in(2) {
+            path.loss_permille = self.magnitude(300) as u32;
+        }
+        if self.one_in(3) {
+            path.burst_permille = self.magnitude(30) as u32;
+            path.burst_frames = self.magnitude(40) as u32;
+        }
+        if self.one_in(3) {
+            path.duplicate_permille = self.magnitude(300) as u32;
+        }
+        if self.one_in(3) {
+            path.reorder_permille = self.magnitude(500) as u32;
+        }
+        if self.one_in(3) {
+            path.corrupt_permille = self.magnitude(100) as u32;
+        }
+        if self.one_in(4) {
+            path.jitter = Duration::from_micros(self.magnitude(100_000) as u64);
+        }
+    }
+
+    fn weather(&mut self, bases: &[Path], faults: Duration) -> Vec<(Duration, usize, Path)> {
+        let mut weather = Vec::new();
+        let end = faults.as_millis() as usize;
+        for (i, base) in bases.iter().enumerate() {
+            for _ in 0..self.below(4) {
+                let mut path = Path {
+                    delay: base.delay,
+                    rate: base.rate,
+                    queue: base.queue,
+                    ..Path::default()
+                };
+                let at = self.millis(0, end);
+                match self.below(6) {
+                    0 | 1 => self.faults(&mut path),
+                    2 => path.delay = Duration::from_micros(self.magnitude(200_000) as u64),
+                    kind => {
+                        path = *base;
+                        match kind {
+                            3 => path.cut = true,
+                            4 => path.cut_towards = Some(Side::Client),
+                            _ => path.cut_towards = Some(Side::Server),
+                        }
+                        let over = at + Duration::from_millis(self.magnitude(10_000) as u64);
+                        weather.push((over, i, *base));
+                    }
+                }
+                weather.push((at, i, path));
+            }
+        }
+        weather.retain(|w| w.0 < faults);
+        weather.sort_by_key(|w| w.0);
+        weather
+    }
+
+    fn plan(
+        &mut self,
+        seed: u64,
+        n: usize,
+        family: Family,
+        paths: usize,
+        faults: Duration,
+        crowd: bool,
+    ) -> Plan {
+        let end = faults.as_millis() as usize;
+        let multipath = !self.one_in(3);
+        let mut config = ClientConfig {
+            multipath,
+            checksum: self.one_in(3),
+            eight_octets: !self.one_in(3),
+            timestamps: !self.one_in(4),
+            sack: !self.one_in(4),
+            window_scale: self.pick(&[None, Some(0), Some(3), Some(7), Some(14)]),
+            mss: self.pick(&[1460, 1460, 1220, 536, 88 + 40]),
+            receive_buffer_bytes: self.buffer_bytes(),
+            segment_bytes: self.pick(&[1400, 1400, 1000, 536]),
+            random_segments: self.one_in(3),
+            flight_segments: self.magnitude(64),
+            data_fin_with_data: self.one_in(2),
+            seed: seed << 20 | (n as u64) << 8,
+            ..ClientConfig::new(family.server(0))
+        };
+        match self.below(12) {
+            // A tiny window; a silly segment size.
+            0 => config.receive_buffer_bytes = 1 + self.magnitude(2_000),
+            1 => config.segment_bytes = self.magnitude(64),
+            _ => {}
+        }
+        if config.receive_buffer_bytes >> config.window_scale.unwrap_or(0) == 0 {
+            // Its window could never open.
+            config.window_scale = Some(0);
+        }
+        let stripped = multipath && self.one_in(10);
+        if stripped {
+            config.quirks = self.quirks();
+        }
+        let stream_max = if crowd { 4_000 } else { STREAM_MAX_BYTES };
+        let up_max = stream_max
+            .min(config.segment_bytes * SEGMENTS_MAX / 2)
+            .min(config.segment_bytes * config.flight_segments * ROUND_TRIPS_MAX / 2);
+        let sip_bytes = self.one_in(6).then(|| self.magnitude(20_000));
+        let upload_bytes = self.stream_bytes(up_max);
+        let window = config
+            .receive_buffer_bytes
+            .min(65_535 << config.window_scale.unwrap_or(0));
+        let down_max = stream_max
+            .min(usize::from(config.mss) * SEGMENTS_MAX / 2)
+            .min(window * ROUND_TRIPS_MAX);
+        let mut app = self.app(down_max, upload_bytes);
+        app.seed = config.seed | 1;
+        if app.echo && upload_bytes > down_max {
+            app.echo = false;
+        }
+        let reading = match self.below(6) {
+            0 => Reading::Slow(self.magnitude(4_000)),
+            1 => Reading::Never,
+            _ => Reading::Eager,
+        };
+        let close = match self.one_in(2) {
+            true => Close::Last,
+            false => Close::First,
+        };
+        let write_bytes = if self.one_in(3) {
+            self.magnitude(20_000)
+        } else {
+            0
+        };
+        let (mut joins, mut leaves) = (Vec::new(), Vec::new());
+        if multipath && !stripped && !crowd {
+            for _ in 0..self.below(5) {
+                joins.push((self.millis(0, end), self.below(paths)));
+            }
+            for _ in 0..self.below(1 + joins.len()) {
+                leaves.push((self.millis(0, end), self.pick(&[Leave::Reset, Leave::Fin])));
+            }
+        }
+        let kinds = [
+            Abort::Reset,
+            Abort::FastcloseReset,
+            Abort::FastcloseAck,
+            Abort::Vanish,
+        ];
+        let abort = self.one_in(8).then(|| {
+            (
+                Duration::from_millis(self.magnitude(end) as u64),
+                self.pick(&kinds),
+            )
+        });
+        Plan {
+            start: Duration::from_millis(if n == 0 { 0 } else { self.below(end / 2) } as u64),
+            config,
+            app,
+            sip_bytes,
+            upload_bytes,
+            write_bytes,
+            reading,
+            close,
+            joins,
+            leaves,
+            abort,
+        }
+    }
+
+    fn stream_bytes(&mut self, max: usize) -> usize {
+        match self.below(8) {
+            0 => 0,
+            1 => max,
+            _ => self.magnitude(max),
+        }
+    }
+
+    fn quirks(&mut self) -> Quirks {
+        let mut quirks = Quirks::default();
+        match self.below(3) {
+            0 => quirks.no_options_after_syn = true,
+            1 => quirks.no_options_after_third_ack = true,
+            _ => quirks.no_pure_third_ack = true,
+        }
+        quirks
+    }
+
+    fn app(&mut self, max: usize, upload_bytes: usize) -> Behaviour {
+        let mut app = Behaviour::default();
+        match self.below(4) {
+            0 => app.echo = true,
+            1 => {}
+            _ => {
+                app.send_bytes = self.stream_bytes(max);
+                app.close_first = self.one_in(2);
+            }
+        }
+        if self.one_in(12) && upload_bytes > 0 {
+            app.abort_after_bytes = Some(1 + self.below(upload_bytes));
+        }
+        app
+    }
+}
