@@ -169,7 +169,8 @@ impl Mpxd {
         Self::start_as(cmd, directory, config)
     }
 
-    fn start_as(cmd: Cmd, directory: &Path, config: &Config) -> Result<Self, String> {
+    /// The same with a command that ends in the program's name.
+    pub(crate) fn start_as(cmd: Cmd, directory: &Path, config: &Config) -> Result<Self, String> {
         let socket = directory.join("mpxd.sock");
         let file = directory.join("mpxd.toml");
         std::fs::write(&file, config.toml(&socket))

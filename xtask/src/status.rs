@@ -61,6 +61,9 @@ impl Status {
             .map(|(name, value)| format!("{name}={value}"))
             .collect();
         let mut text = format!("\n         mpxd counted: {}", shown.join(" "));
+        for queue in self.0["queues"].as_array().into_iter().flatten() {
+            text += &format!("\n         mpxd's queue: {queue}");
+        }
         for connection in self.0["conns"].as_array().into_iter().flatten().take(3) {
             text += &format!("\n         mpxd has: {connection}");
         }
@@ -93,7 +96,16 @@ impl Status {
         if held + lent != 0 {
             return Err(format!("UMEM frames outlived their turn: {account}"));
         }
-        Ok(())
+        let queues = self.0["queues"].as_array().filter(|all| !all.is_empty());
+        let queues = queues.ok_or("mpxd status --json has no queues")?;
+        let at_rest = |queue: &&Value| {
+            let rings = &queue["rings"];
+            [&rings["tx_ring"], &rings["sending"]].map(Value::as_u64) == [Some(0); 2]
+        };
+        match queues.iter().find(|queue| !at_rest(queue)) {
+            Some(queue) => Err(format!("frames to send stayed with the kernel: {queue}")),
+            None => Ok(()),
+        }
     }
 
     fn number(&self, path: &[&str]) -> Result<u64, String> {

@@ -40,6 +40,8 @@ const LINK_HEADER_MAX: u32 = 22;
 /// hold their queues for some milliseconds more.
 const BIND_PATIENCE: Duration = Duration::from_secs(1);
 const BIND_PAUSE: Duration = Duration::from_millis(5);
+/// For how long an interface that refuses to send (down, or gone) is left alone.
+const STALL_PAUSE: Duration = Duration::from_millis(10);
 
 /// The largest Ethernet frame that a UMEM frame of `frame_size` octets holds.
 pub const fn max_frame_len(frame_size: u32) -> u32 {
@@ -224,6 +226,8 @@ struct Queue {
     completed: Box<[FrameDesc]>,
     /// The kernel left frames in the TX ring.
     unsent: bool,
+    /// Until then it is not asked to take them.
+    stalled_until: Option<Instant>,
     ring_size: u32,
     total: u64,
     // What went through the rings since the start, by the ring where it was counted.
@@ -316,6 +320,7 @@ impl Queue {
             completed: vec![FrameDesc::default(); free.len()].into_boxed_slice(),
             free,
             unsent: false,
+            stalled_until: None,
             ring_size: half,
             total: u64::from(config.frames),
             filled: filled as u64,
@@ -392,7 +397,11 @@ impl Queue {
                 self.unsent = true;
             }
         }
-        if self.unsent {
+        if self.unsent
+            && self
+                .stalled_until
+                .is_none_or(|until| Instant::now() >= until)
+        {
             self.wake();
         }
         self.reap();
@@ -410,14 +419,18 @@ impl Queue {
     /// Wakes the kernel until the TX ring is empty or nothing moves any more. One wakeup is enough
     /// with a transmit budget of the ring's size; without, a call sends 32 frames.
     fn wake(&mut self) {
+        self.stalled_until = None;
         let mut left = self.tx_occupancy();
         while left > 0 && self.tx.needs_wakeup() {
             self.wakeups += 1;
             // The errors that come here (interface gone or down) leave the frames in the ring,
             // and the accounts show them.
-            let woken = self.tx.wakeup();
+            if self.tx.wakeup().is_err() {
+                self.stalled_until = Some(Instant::now() + STALL_PAUSE);
+                break;
+            }
             let before = std::mem::replace(&mut left, self.tx_occupancy());
-            if woken.is_err() || left >= before {
+            if left >= before {
                 break;
             }
         }

@@ -8,7 +8,7 @@ use super::Case;
 use super::lab::{Client, ECHO, Lab};
 use crate::process::{Cmd, Output, until};
 use crate::project;
-use crate::server::{self, Server};
+use crate::server::{self, Mpxd, Server};
 use crate::topology::{Family, server_socket};
 
 const GOOD: &str = r#"control_socket = "SOCKET"
@@ -48,6 +48,24 @@ const CONFIGURATIONS: &[(&str, &str, &str, &[&str])] = &[
         "10.9.1.2:80",
         "10.9.1.256:80",
         &[":8:", "service.listen", "10.9.1.256:80"],
+    ),
+    (
+        "IPv4 address in IPv6 form",
+        "10.9.1.2:80",
+        "[::ffff:10.9.1.2]:80",
+        &[":8:", "service.listen", "write \"10.9.1.2:80\""],
+    ),
+    (
+        "backend by its name",
+        "127.0.0.1:8080",
+        "localhost:8080",
+        &[":9:", "service.app.backends", "localhost:8080"],
+    ),
+    (
+        "control socket in no directory",
+        "\"SOCKET\"",
+        "\"/nonexistent/mpxd.sock\"",
+        &["control_socket", "/nonexistent/mpxd.sock", "choose a path"],
     ),
     (
         "unknown app",
@@ -130,6 +148,8 @@ pub(super) fn cases() -> Vec<Case> {
                 ("-net_admin", "CAP_NET_ADMIN"),
                 ("-net_raw", "CAP_NET_RAW"),
                 ("-bpf,-sys_admin", "CAP_BPF"),
+                ("-perfmon,-sys_admin", "CAP_PERFMON"),
+                ("-ipc_lock", "CAP_IPC_LOCK"),
             ] {
                 let file = write(lab, GOOD)?;
                 let output = lab
@@ -144,6 +164,29 @@ pub(super) fn cases() -> Vec<Case> {
                 nothing_attached(lab)?;
             }
             Ok(())
+        }),
+        Case::new("named_privileges_suffice", |lab| {
+            const NAMED: &str = "+net_admin,+net_raw,+bpf,+perfmon,+ipc_lock";
+            let cmd = lab
+                .topology
+                .server
+                .cmd("setpriv")
+                .args(["--bounding-set", &format!("-all,{NAMED}")])
+                .args(["--inh-caps", &format!("-all,{NAMED}")])
+                .arg(project::release_binary("mpxd"));
+            let mpxd = Mpxd::start_as(cmd, lab.scratch.path(), &lab.config)?;
+            lab.server = Some(Server::Mpxd(mpxd));
+            echo_works(lab)
+        }),
+        Case::new("takeover_serves_in_front_of_a_kernel_socket", |lab| {
+            let held = [server_socket(Family::V4, 1, ECHO)];
+            // It never answers.
+            let _listener =
+                server::spawn_peer_server(&lab.topology.server, false, "stall", &held, None, 0)?;
+            lab.config.keys = "takeover = true\n".to_owned();
+            lab.start_server()?;
+            echo_works(lab)?;
+            lab.expect_mptcp(1)
         }),
         Case::new("xdp_attached_by_someone_else", |lab| {
             lab.start_server()?;

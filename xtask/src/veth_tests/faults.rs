@@ -20,6 +20,8 @@ const MIB: u64 = 1 << 20;
 const RECOVERY: Duration = Duration::from_secs(10);
 /// Sends what no proper stack sends, as raw frames.
 const MANGLE: &str = include_str!("mangle.py");
+/// Opens connections that do nothing.
+const CROWD: &str = include_str!("crowd.py");
 /// Per connection, in the tests of backpressure.
 const BUFFER_BYTES: u64 = 256 * 1024;
 
@@ -91,6 +93,7 @@ pub(super) fn cases() -> Vec<Case> {
             idle_cpu(lab)
         })
         .mpxd_only(),
+        Case::new("idle_connections_cost_nothing", idle_crowd).mpxd_only(),
         Case::new("mangled_frames", mangled_frames).mpxd_only(),
     ]);
     cases
@@ -279,10 +282,15 @@ fn resident_bytes(pid: u32) -> Result<u64, String> {
         .ok_or_else(|| format!("{file} has no VmRSS"))
 }
 
-/// Under 5 % of a core.
+/// With no connection open, under 5 % of a core.
 fn idle_cpu(lab: &mut Lab) -> Result<(), String> {
     // What the end of a connection leaves to do is over by then.
     lab.mpxd()?.settle(Duration::from_secs(5))?;
+    low_cpu(lab)
+}
+
+/// Under 5 % of a core.
+pub(super) fn low_cpu(lab: &mut Lab) -> Result<(), String> {
     let pid = lab.mpxd()?.pid();
     let before = cpu_ticks(pid)?;
     let window = Duration::from_secs(4);
@@ -293,6 +301,37 @@ fn idle_cpu(lab: &mut Lab) -> Result<(), String> {
             "an idle mpxd used {used:?} of processor time in {window:?}"
         ));
     }
+    Ok(())
+}
+
+/// A thousand connections that do nothing cost nothing.
+fn idle_crowd(lab: &mut Lab) -> Result<(), String> {
+    let wanted = 1000;
+    let to = server_socket(Family::V4, 1, WEB);
+    let mut crowd = lab
+        .topology
+        .client
+        .cmd("python3")
+        .args(["-c", CROWD, &wanted.to_string()])
+        .args([to.ip().to_string(), to.port().to_string()])
+        .spawn()?;
+    until(
+        Duration::from_secs(20),
+        "the clients to connect",
+        || match crowd.poll()? {
+            Some(status) => Err(format!(
+                "the clients ended ({status}): {}",
+                crowd.stderr().trim()
+            )),
+            None => Ok(crowd.stdout().contains("ready")),
+        },
+    )?;
+    let open = lab.mpxd()?.status()?.connections()?;
+    if open != wanted {
+        return Err(format!("{open} connections are open instead of {wanted}"));
+    }
+    low_cpu(lab)?;
+    crowd.kill();
     Ok(())
 }
 
@@ -387,7 +426,7 @@ fn hold_with(lab: &Lab, port: u16, bytes: u64, request: Option<&str>) -> Result<
     Ok(process)
 }
 
-fn wait_for_bytes(lab: &Lab, curl: &mut Process, bytes: u64) -> Result<(), String> {
+pub(super) fn wait_for_bytes(lab: &Lab, curl: &mut Process, bytes: u64) -> Result<(), String> {
     until(
         Duration::from_secs(30),
         "the download to get going",
@@ -404,7 +443,7 @@ fn fetched_bytes(lab: &Lab) -> u64 {
     lab.output().metadata().map_or(0, |data| data.len())
 }
 
-fn succeed(curl: Process, limit: Duration) -> Result<(), String> {
+pub(super) fn succeed(curl: Process, limit: Duration) -> Result<(), String> {
     let output = curl.wait(limit)?;
     if output.status.success() {
         Ok(())

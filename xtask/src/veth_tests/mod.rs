@@ -8,6 +8,7 @@
 mod bad_input;
 mod faults;
 mod lab;
+mod links;
 mod shutdown;
 mod tools;
 mod transfers;
@@ -102,6 +103,7 @@ impl Case {
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = transfers::cases();
     cases.extend(faults::cases());
+    cases.extend(links::cases());
     cases.extend(shutdown::cases());
     cases.extend(tools::cases());
     cases.extend(bad_input::cases());

@@ -68,10 +68,8 @@ pub(super) fn cases() -> Vec<Case> {
             let mut mpxd = lab.take_mpxd()?;
             mpxd.signal(Signal::KILL)?;
             drop(mpxd);
-            if lab.topology.server.has_xdp("s1")? {
-                return Err("a killed mpxd left an XDP program on s1".to_owned());
-            }
             drop(download);
+            // At once: a program that was left on an interface would refuse it.
             lab.start_server()?;
             lab.download(Client::Mptcp, Family::V4, WEB, "64m")
         }),
