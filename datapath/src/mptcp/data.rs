@@ -35,6 +35,8 @@ pub struct DataReceiver {
     fin_taken: bool,
     /// Highest edge ever advertised.
     right_edge: DataSeq,
+    /// The application took octets since then.
+    freed: bool,
     limit_bytes: usize,
 }
 
@@ -47,6 +49,7 @@ impl DataReceiver {
             fin: None,
             fin_taken: false,
             right_edge: DataSeq(0),
+            freed: false,
             limit_bytes,
         }
     }
@@ -63,10 +66,11 @@ impl DataReceiver {
     }
 
     /// How far a window of `window_bytes` from `rcv_nxt` would move the edge beyond what was
-    /// advertised last.
+    /// advertised last, if the application made room meanwhile. Room that was there before (more
+    /// than the unscaled window of a SYN/ACK can tell) is told with the next acknowledgment.
     pub fn window_gain_bytes(&self, window_bytes: usize) -> usize {
         let edge = self.rcv_nxt + window_bytes;
-        if edge.after(self.right_edge) {
+        if self.freed && edge.after(self.right_edge) {
             edge.distance(self.right_edge)
         } else {
             0
@@ -76,6 +80,7 @@ impl DataReceiver {
     /// A window of `window_bytes` from `rcv_nxt` is being advertised.
     pub fn on_advertised(&mut self, window_bytes: usize) {
         self.right_edge = self.right_edge.max(self.rcv_nxt + window_bytes);
+        self.freed = false;
     }
 
     pub fn limit_bytes(&self) -> usize {
@@ -177,12 +182,12 @@ impl DataReceiver {
 
     pub fn consume(&mut self, n: usize) {
         self.unread.consume(n);
+        self.freed |= n > 0;
     }
 
     /// Nobody will read any more.
     pub fn discard(&mut self) {
-        let n = self.unread.len();
-        self.unread.consume(n);
+        self.consume(self.unread.len());
     }
 
     fn write_holes(&mut self, start: DataSeq, offset: usize, octets: &[u8]) -> usize {

@@ -59,6 +59,13 @@ impl Connection {
             subflow.rx.ack_now = true;
             return received;
         }
+        // RFC 7323 §4.3, and only now: a TSval that a forged segment brought, whose acknowledgment
+        // is for nothing that was sent, would make PAWS reject all that follow (RFC 5961 §5).
+        if let (Some(ts), Some(option)) = (&mut subflow.ts, segment.tcp.options.timestamps)
+            && segment.tcp.seq.at_or_before(subflow.rx.last_ack_sent)
+        {
+            ts.update(option.tsval, now);
+        }
         if let Some(fastclose) = segment.tcp.options.mptcp.fastclose
             && self.mode == Mode::Mptcp
             && fastclose.receiver_key == self.local_key
@@ -140,11 +147,6 @@ impl Connection {
                 subflow.rx.ack_now = true;
             }
             return false;
-        }
-        if let (Some(ts), Some(option)) = (&mut subflow.ts, header.options.timestamps)
-            && header.seq.at_or_before(subflow.rx.last_ack_sent)
-        {
-            ts.update(option.tsval, now);
         }
         if header.flags.contains(TcpFlags::SYN) {
             // RFC 5961 §4.2: a SYN in the window is challenged, never obeyed.

@@ -83,6 +83,8 @@ pub struct Sender<M> {
     pipe: usize,
     lost_segments: usize,
     duplicate_acks: usize,
+    /// The first segment of a loss just found goes at once, whatever the congestion window.
+    retransmit_now: bool,
     recovery: Option<Recovery>,
     /// RFC 6298 §5.
     pub rto_at: Option<Instant>,
@@ -106,6 +108,7 @@ impl<M: Copy> Sender<M> {
             pipe: 0,
             lost_segments: 0,
             duplicate_acks: 0,
+            retransmit_now: false,
             recovery: None,
             rto_at: None,
             retransmits: 0,
@@ -147,8 +150,10 @@ impl<M: Copy> Sender<M> {
     }
 
     /// Something waits to be sent again and may go now.
+    // RFC 5681 §3.2 step 3, RFC 6582 §3.2 step 5, RFC 6675 §5 (4.3): the first retransmission does
+    // not wait for the halved window to open, which without SACK only its own ACK would do.
     pub fn retransmission_ready(&self) -> bool {
-        self.lost_segments > 0 && self.cwnd_room()
+        self.lost_segments > 0 && (self.retransmit_now || self.cwnd_room())
     }
 
     pub fn has_lost(&self) -> bool {
@@ -188,7 +193,7 @@ impl<M: Copy> Sender<M> {
     ) -> AckOutcome {
         let mut outcome = AckOutcome::default();
         let was_limited = self.pipe + 2 * self.mss > self.cc.cwnd();
-        let pipe_before = self.pipe;
+        let flight_size = self.snd_nxt.distance(self.snd_una);
         if ack.after(self.snd_una) {
             outcome.advanced = ack.distance(self.snd_una);
             self.advance(now, ack, &mut on_acked);
@@ -214,7 +219,7 @@ impl<M: Copy> Sender<M> {
         } else if newly_sacked || (may_be_duplicate && !self.flight.is_empty()) {
             self.duplicate_acks += 1;
         }
-        outcome.loss_found = self.find_losses(pipe_before);
+        outcome.loss_found = self.find_losses(flight_size);
         outcome
     }
 
@@ -234,6 +239,7 @@ impl<M: Copy> Sender<M> {
         self.pipe = 0;
         self.lost_segments = self.flight.iter().filter(|s| s.fate == Fate::Lost).count();
         self.duplicate_acks = 0;
+        self.retransmit_now = false;
         self.recovery = Some(Recovery::Timeout(self.snd_nxt));
         self.rto_at = Some(now + self.rtt.rto());
     }
@@ -271,6 +277,7 @@ impl<M: Copy> Sender<M> {
         let Some(sent) = self.flight.get_mut(at) else {
             return;
         };
+        self.retransmit_now = false;
         sent.fate = Fate::Outstanding;
         sent.transmissions += 1;
         sent.sent_at = now;
@@ -354,11 +361,13 @@ impl<M: Copy> Sender<M> {
     fn on_partial_ack(&mut self, sack: &SackBlocks) {
         if sack.is_empty() {
             self.mark_lost(0);
+            self.retransmit_now = true;
         }
     }
 
     /// Takes for lost what enough later segments have overtaken, and enters recovery.
-    fn find_losses(&mut self, in_flight_bytes: usize) -> bool {
+    /// `flight_size`: octets sent and not acknowledged, SACKed ones included (RFC 5681 §2).
+    fn find_losses(&mut self, flight_size: usize) -> bool {
         let lost_before = self.lost_segments;
         let mut sacked_above = 0;
         let mut overtaken = 0;
@@ -386,7 +395,8 @@ impl<M: Copy> Sender<M> {
         let found = self.lost_segments > lost_before;
         if found && self.recovery.is_none() {
             self.recovery = Some(Recovery::Fast(self.snd_nxt));
-            self.cc.on_loss(in_flight_bytes);
+            self.cc.on_loss(flight_size);
+            self.retransmit_now = true;
         }
         found
     }
@@ -441,11 +451,16 @@ mod tests {
         assert!(ack(&mut tx, 1, &[]).loss_found);
         let (at, sent) = tx.next_lost().expect("the head");
         assert_eq!((at, sent.seq), (0, tx.snd_una));
+        // RFC 5681 §3.2: half of the nine segments in flight, and the first goes although the other
+        // eight more than fill that.
+        assert_eq!(tx.cc.cwnd(), 9 * MSS / 2);
+        assert!(!tx.cwnd_room() && tx.retransmission_ready());
         tx.on_retransmitted(Instant::from_millis(10), at);
         assert!(tx.next_lost().is_none());
         // A partial ACK names the next hole; a full one ends recovery.
-        ack(&mut tx, 4, &[]);
+        ack(&mut tx, 3, &[]);
         assert_eq!(tx.next_lost().map(|(_, s)| s.seq), Some(tx.snd_una));
+        assert!(!tx.cwnd_room() && tx.retransmission_ready());
         ack(&mut tx, 10, &[]);
         assert!(tx.flight_is_empty() && tx.rto_at.is_none() && tx.in_flight() == 0);
     }
@@ -458,6 +473,9 @@ mod tests {
         let (at, sent) = tx.next_lost().expect("first hole");
         assert_eq!((at, sent.seq), (0, tx.iss + 1));
         assert_eq!(tx.in_flight(), 7 * MSS - MSS);
+        // RFC 6675 §5 (4.2), (4.3): half of what is not acknowledged, SACKed or not.
+        assert_eq!(tx.cc.ssthresh(), 5 * MSS);
+        assert!(!tx.cwnd_room() && tx.retransmission_ready());
         tx.on_retransmitted(Instant::from_millis(11), at);
         // The second hole lies below two SACKed segments only.
         assert!(tx.next_lost().is_none());

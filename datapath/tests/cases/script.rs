@@ -1,20 +1,22 @@
 //! Packet scripts: frames made by hand, answers looked at one by one.
 
-use mpx_datapath::app::builtin::Source;
+use mpx_datapath::app::App;
+use mpx_datapath::app::builtin::{Discard, Source};
 use mpx_datapath::engine::{Engine, EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig};
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
 use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::frame::{self, Link, Segment};
-use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions};
+use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 const IFACE: IfaceId = IfaceId(0);
 const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)), 80);
 const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 5000);
 
-/// An engine whose one service sends without end, and a peer that is a pen.
+/// An engine with one service, which sends without end if nothing else is said, and a peer that is
+/// a pen.
 struct Script {
     engine: Engine,
     now: Instant,
@@ -22,8 +24,12 @@ struct Script {
 
 impl Script {
     fn new() -> Script {
+        Script::with(Box::new(Source::default()))
+    }
+
+    fn with(app: Box<dyn App>) -> Script {
         let service = ServiceConfig {
-            name: "source".into(),
+            name: "script".into(),
             listen: vec![SERVER],
             checksum: false,
             joins: JoinPolicy::AnyPort,
@@ -31,9 +37,8 @@ impl Script {
         let config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
         let now = Instant::from_millis(1000);
         let entropy = Box::new(ChaChaEntropy::deterministic(1));
-        let apps: Vec<Box<dyn mpx_datapath::app::App>> = vec![Box::new(Source::default())];
         Script {
-            engine: Engine::new(config, apps, now, entropy),
+            engine: Engine::new(config, vec![app], now, entropy),
             now,
         }
     }
@@ -140,4 +145,76 @@ fn a_hole_is_told_before_text_goes_on() {
     assert_eq!((first.ack, len), (TcpSeq(101), 0));
     assert_eq!(first.options.sack.as_slice(), [(TcpSeq(301), TcpSeq(401))]);
     assert!(answers[1..].iter().all(|(_, len)| *len > 0) && answers.len() > 10);
+}
+
+// A receive buffer beyond what the unscaled window of the SYN/ACK can tell (RFC 7323 §2.2) is no news
+// for a segment of its own: the client would get one more per connection.
+#[test]
+fn no_window_update_follows_the_handshake() {
+    let mut script = Script::with(Box::new(Discard));
+    let scaled = TcpOptions {
+        window_scale: Some(7),
+        ..sack_permitted()
+    };
+    script.send(100, TcpSeq(0), SYN, scaled, &[]);
+    let (syn_ack, _) = script.answers()[0];
+    assert_eq!(syn_ack.window, u16::MAX);
+    script.send(101, syn_ack.seq + 1, ACK, TcpOptions::default(), &[]);
+    assert_eq!(script.answers(), []);
+    // The first acknowledgment tells it.
+    for segment in 0..2u32 {
+        let seq = 101 + 1000 * segment;
+        script.send(seq, syn_ack.seq + 1, ACK, TcpOptions::default(), &[7; 1000]);
+    }
+    let answers = script.answers();
+    let [(ack, 0)] = answers[..] else {
+        panic!("one acknowledgment, not {answers:?}")
+    };
+    let shift = syn_ack.options.window_scale.expect("scaling was agreed");
+    assert!(usize::from(ack.window) << shift > usize::from(u16::MAX));
+}
+
+// RFC 5961 §5 with RFC 7323 §5.3: a forged segment in the window, whose acknowledgment is for nothing
+// that was sent, is answered (RFC 9293 §3.10.7.4) and brings no TSval that PAWS would go by.
+#[test]
+fn an_acknowledgment_of_the_future_brings_no_timestamp() {
+    let mut script = Script::with(Box::new(Discard));
+    let stamped = |tsval: u32| TcpOptions {
+        timestamps: Some(Timestamps { tsval, tsecr: 0 }),
+        ..TcpOptions::default()
+    };
+    script.send(100, TcpSeq(0), SYN, stamped(1000), &[]);
+    let ack = script.answers()[0].0.seq + 1;
+    script.send(101, ack, ACK, stamped(1001), &[]);
+    script.send(101, ack + 9999, ACK, stamped(200_000), &[7]);
+    let answers = script.answers();
+    assert_eq!(answers.len(), 1);
+    assert_eq!(answers[0].0.ack, TcpSeq(101));
+    script.send(101, ack, ACK | TcpFlags::FIN, stamped(1002), &[7; 10]);
+    let answers = script.answers();
+    assert_eq!(answers[0].0.ack, TcpSeq(112));
+    assert_eq!(script.engine.metrics.paws_rejected, 0);
+}
+
+// RFC 5681 §3.2 step 3: the third duplicate ACK sends the first segment again at once, although what
+// else is in flight more than fills half of the window.
+#[test]
+fn the_third_duplicate_acknowledgment_sends_again_at_once() {
+    let mut script = Script::new();
+    let plain = TcpOptions {
+        mss: Some(1460),
+        ..TcpOptions::default()
+    };
+    script.send(100, TcpSeq(0), SYN, plain, &[]);
+    let ack = script.answers()[0].0.seq + 1;
+    script.send(101, ack, ACK, TcpOptions::default(), &[]);
+    assert_eq!(script.answers().len(), 10);
+    for duplicate in 1..=3 {
+        script.wait(Duration::from_millis(1));
+        script.send(101, ack, ACK, TcpOptions::default(), &[]);
+        let again = script.answers();
+        let expected = if duplicate == 3 { vec![ack] } else { vec![] };
+        let sent: Vec<_> = again.iter().map(|(header, _)| header.seq).collect();
+        assert_eq!(sent, expected);
+    }
 }
