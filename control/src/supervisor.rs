@@ -10,7 +10,7 @@ use mpx_datapath::app::App;
 use mpx_datapath::app::builtin::{Discard, Echo, Source};
 use mpx_datapath::engine::{Engine, EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig};
 use mpx_datapath::port::QueueStatistics;
-use mpx_datapath::port::xsk::{XskConfig, XskInterface, XskPort};
+use mpx_datapath::port::xsk::{self, XskConfig, XskInterface, XskPort};
 use mpx_datapath::rand::ChaChaEntropy;
 use mpx_datapath::worker::{Command, Handle, Snapshot, Worker, clock};
 use mpx_ebpf::OWNER_BITS_DEFAULT;
@@ -187,8 +187,12 @@ fn build(
             queues: (0..nic.queues).collect(),
         })
         .collect();
-    let port =
-        XskPort::open(&interfaces, &XskConfig::default()).map_err(|error| error.to_string())?;
+    let mtu = plan.nics.iter().map(|nic| nic.mtu_bytes).max();
+    let sizes = XskConfig {
+        frame_size: xsk::frame_size_for(mtu.unwrap_or(u32::MAX)),
+        ..XskConfig::default()
+    };
+    let port = XskPort::open(&interfaces, &sizes).map_err(|error| error.to_string())?;
     let sockets = port
         .sockets()
         .map(|(interface, queue, socket)| {

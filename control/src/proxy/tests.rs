@@ -9,6 +9,7 @@ use model::client::{Client, ClientConfig};
 use mpx_datapath::engine::{Engine, EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig};
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
+use mpx_datapath::wire::frame::Segment;
 use std::net::{TcpListener, TcpStream as Backend};
 use std::thread;
 
@@ -81,7 +82,9 @@ impl Rig {
             let length = self.engine.poll_transmit(now, PATH, &mut self.frame);
             if length > 0 {
                 worked = true;
-                self.client.on_frame(now, PATH, &self.frame[..length]);
+                let segment = Segment::parse(&self.frame[..length]).unwrap();
+                self.client.on_departure(&segment);
+                self.client.on_segment_arrived(now, PATH, &segment);
             }
         }
         self.client.on_timeout(now);

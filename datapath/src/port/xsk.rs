@@ -28,7 +28,7 @@ use super::{FrameAccounts, IfaceId, Port, QueueStatistics, RingOccupancy};
 /// Octets of a frame, one page, unless configured otherwise.
 pub const FRAME_SIZE_DEFAULT: u32 = 4096;
 /// Frames of a queue, half of them for each direction, unless configured otherwise.
-pub const FRAMES_DEFAULT: u32 = 4096;
+pub const FRAMES_DEFAULT: u32 = 8192;
 /// Frames that one call of `receive` takes from an interface, unless configured otherwise.
 pub const BATCH_DEFAULT: usize = 64;
 
@@ -52,6 +52,16 @@ pub const fn max_frame_len(frame_size: u32) -> u32 {
 /// `frame_size` octets.
 pub const fn max_mtu(frame_size: u32) -> u32 {
     max_frame_len(frame_size).saturating_sub(LINK_HEADER_MAX)
+}
+
+/// The smaller frame size where it holds frames of this MTU: as much memory then makes twice as many
+/// frames for bursts.
+pub const fn frame_size_for(mtu: u32) -> u32 {
+    if mtu <= max_mtu(2048) {
+        2048
+    } else {
+        FRAME_SIZE_DEFAULT
+    }
 }
 
 /// Sizes and modes, the same for every queue.
@@ -608,6 +618,9 @@ mod tests {
         assert_eq!(max_frame_len(4096), 3840);
         assert_eq!(max_mtu(4096) + LINK_HEADER_MAX, max_frame_len(4096));
         assert_eq!(max_mtu(100), 0);
+        assert_eq!(frame_size_for(1500), 2048);
+        assert_eq!(frame_size_for(max_mtu(2048)), 2048);
+        assert_eq!(frame_size_for(max_mtu(2048) + 1), 4096);
     }
 
     #[test]
