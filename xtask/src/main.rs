@@ -8,6 +8,7 @@ mod counters;
 mod demo;
 mod ebpf;
 mod figures;
+mod packetdrill;
 mod peer;
 mod process;
 mod project;
@@ -96,6 +97,17 @@ enum Command {
         #[arg(long, value_name = "FILE", requires = "seed")]
         capture: Option<std::path::PathBuf>,
     },
+    /// Runs the server scripts of a packetdrill collection against the engine
+    Packetdrill {
+        /// A directory with scripts, or one script
+        path: std::path::PathBuf,
+        /// Run only the scripts with this in their name
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        filter: String,
+        /// Show what the tool said of every script that fails, expected or not
+        #[arg(long)]
+        show: bool,
+    },
     /// Client and server namespaces to work in
     #[command(subcommand)]
     Veth(Veth),
@@ -182,6 +194,7 @@ fn run(command: Command) -> Result<(), String> {
             from,
             seeds: seeds.unwrap_or_default(),
         }),
+        Command::Packetdrill { path, filter, show } => packetdrill::run(&path, &filter, show),
         Command::Veth(veth) => run_veth(veth),
         Command::Peer(peer) => peer::run(peer),
     }

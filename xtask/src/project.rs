@@ -39,6 +39,16 @@ pub(crate) fn release_binary(name: &str) -> PathBuf {
     target_directory().join("release").join(name)
 }
 
+/// Builds the engine as a shared object for the packetdrill tool, with debug assertions.
+pub(crate) fn build_packetdrill_shim() -> Result<PathBuf, String> {
+    ui::step("Building the shared object", |progress| {
+        cargo()
+            .args(["build", "-p", "mpx-packetdrill", "--features", "shim"])
+            .run_with_progress(progress)
+    })?;
+    Ok(target_directory().join("debug/libmpx_packetdrill.so"))
+}
+
 /// A call of the cargo that started this program.
 pub(crate) fn cargo() -> Cmd {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

@@ -1,0 +1,342 @@
+//! `cargo xtask packetdrill`: the scripts of a public packetdrill collection against the engine.
+//!
+//! The tool and the scripts are somebody else's and stay where they are. The scripts describe Linux:
+//! `xtask/packetdrill/expectations.txt` names those that must fail here, each with its reason.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::process::{Cmd, Output, on_path};
+use crate::project;
+use crate::scratch::Scratch;
+use crate::setup;
+use crate::ui;
+
+/// Time in a script is virtual; this is for one that hangs.
+const SCRIPT_LIMIT: Duration = Duration::from_secs(20);
+/// Where Linux acknowledges at once, early in a connection, the engine may take its 40 ms.
+const TOLERANCE: &str = "--tolerance_usecs=50000";
+/// Lines of the tool's output that are shown.
+const SHOWN_LINES: usize = 6;
+/// What the collections' own runners define.
+const IPV4: &[&str] = &[
+    "-D",
+    "TFO_COOKIE=3021b9d889017eeb",
+    "-D",
+    "CODE=host_unreachable",
+    "-D",
+    "CMSG_LEVEL_IP=SOL_IP",
+    "-D",
+    "CMSG_TYPE_RECVERR=IP_RECVERR",
+];
+const IPV6: &[&str] = &[
+    "--ip_version=ipv6",
+    "--mtu=1520",
+    "--local_ip=fd3d:0a0b:17d6::1",
+    "--gateway_ip=fd3d:0a0b:17d6:8888::1",
+    "--remote_ip=fd3d:fa7b:d17d::1",
+    "-D",
+    "TFO_COOKIE=c1d1e9742a47a9bc",
+    "-D",
+    "CMSG_LEVEL_IP=SOL_IPV6",
+    "-D",
+    "CMSG_TYPE_RECVERR=IPV6_RECVERR",
+];
+/// What scripts call to prepare a kernel that is not under test here.
+const WITHOUT_EFFECT: [&str; 5] = ["sysctl", "ip", "tc", "iptables", "ethtool"];
+
+pub(crate) fn run(path: &Path, filter: &str, show: bool) -> Result<(), String> {
+    // The tool locks its memory, and gets a network namespace.
+    setup::require_root("cargo xtask packetdrill")?;
+    let tool = find_tool()?;
+    let expectations = Expectations::read()?;
+    let scripts = find_scripts(path, filter)?;
+    let bench = Bench::set_up(tool)?;
+    let results = ui::step(&format!("{} scripts", scripts.len()), |progress| {
+        scripts
+            .iter()
+            .map(|script| {
+                progress(&script.display().to_string());
+                bench.run(script)
+            })
+            .collect::<Result<Vec<_>, _>>()
+    })?;
+    let mut passed = 0;
+    let mut failed_as_expected = BTreeMap::<&str, usize>::new();
+    let mut surprises = 0;
+    for (script, result) in scripts.iter().zip(&results) {
+        let expected = expectations.reason(script);
+        let (word, tail) = match (result, expected) {
+            (Verdict::Passed, None) => {
+                passed += 1;
+                continue;
+            }
+            (Verdict::Failed(tail), Some(reason)) => {
+                let class = reason.split(':').next().unwrap_or(reason);
+                *failed_as_expected.entry(class).or_default() += 1;
+                if !show {
+                    continue;
+                }
+                ("fails as expected", tail.as_str())
+            }
+            (Verdict::Failed(tail), None) => {
+                surprises += 1;
+                ("FAILED", tail.as_str())
+            }
+            (Verdict::Passed, Some(_)) => {
+                surprises += 1;
+                ("PASSED, against its expectation", "")
+            }
+        };
+        println!("{}: {word}", script.display());
+        if let Some(reason) = expected {
+            println!("    ({reason})");
+        }
+        for line in tail.lines() {
+            println!("    {line}");
+        }
+    }
+    println!("{passed} passed");
+    for (class, count) in &failed_as_expected {
+        println!("{count} failed as expected: {class}");
+    }
+    if surprises == 0 {
+        return Ok(());
+    }
+    Err(format!(
+        "{surprises} of {} scripts did not do what {EXPECTATIONS} says; mend the engine or that file",
+        scripts.len()
+    ))
+}
+
+fn find_tool() -> Result<PathBuf, String> {
+    match std::env::var_os("PACKETDRILL").filter(|named| !named.is_empty()) {
+        Some(named) => {
+            let tool = std::path::absolute(&named).unwrap_or_else(|_| named.into());
+            if tool.is_file() {
+                return Ok(tool);
+            }
+            Err(format!(
+                "$PACKETDRILL names `{}`, which is no file; name the tool's binary",
+                tool.display()
+            ))
+        }
+        None if on_path("packetdrill") => Ok("packetdrill".into()),
+        None => Err(
+            "packetdrill is not on PATH; build it from github.com/google/packetdrill \
+             (for MPTCP scripts from github.com/multipath-tcp/packetdrill) and set PACKETDRILL to \
+             the binary"
+                .into(),
+        ),
+    }
+}
+
+/// All scripts below `path` for a passive opener, in order.
+fn find_scripts(path: &Path, filter: &str) -> Result<Vec<PathBuf>, String> {
+    let path = path
+        .canonicalize()
+        .map_err(|error| format!("cannot find `{}`: {error}", path.display()))?;
+    let mut scripts = Vec::new();
+    let mut ahead = vec![path.clone()];
+    while let Some(at) = ahead.pop() {
+        if at.is_dir() {
+            let entries = fs::read_dir(&at)
+                .map_err(|error| format!("cannot read `{}`: {error}", at.display()))?;
+            ahead.extend(entries.flatten().map(|entry| entry.path()));
+        } else if at.extension().is_some_and(|extension| extension == "pkt")
+            && at.to_string_lossy().contains(filter)
+            && fs::read(&at).is_ok_and(|text| text.windows(7).any(|word| word == b"listen("))
+        {
+            scripts.push(at);
+        }
+    }
+    scripts.sort();
+    if scripts.is_empty() {
+        return Err(format!(
+            "no .pkt file with `listen(` below `{}`{}",
+            path.display(),
+            if filter.is_empty() {
+                ""
+            } else {
+                " has the filter in its name"
+            }
+        ));
+    }
+    Ok(scripts)
+}
+
+enum Verdict {
+    Passed,
+    /// With the end of what the tool said.
+    Failed(String),
+}
+
+/// What every script is run with.
+struct Bench {
+    tool: PathBuf,
+    library: PathBuf,
+    scratch: Scratch,
+}
+
+impl Bench {
+    fn set_up(tool: PathBuf) -> Result<Bench, String> {
+        let library = project::build_packetdrill_shim()?;
+        let scratch = Scratch::make()?;
+        let bin = scratch.join("bin");
+        let stub = |name: &str, text: &str| {
+            write_executable(&bin.join(name), &format!("#!/bin/sh\n{text}\n"))
+        };
+        fs::create_dir(&bin)
+            .map_err(|error| format!("cannot make `{}`: {error}", bin.display()))?;
+        for name in WITHOUT_EFFECT {
+            stub(name, "exit 0")?;
+        }
+        stub("nstat", "cat \"$MPX_PACKETDRILL_COUNTERS\"")?;
+        Ok(Bench {
+            tool,
+            library,
+            scratch,
+        })
+    }
+
+    fn run(&self, script: &Path) -> Result<Verdict, String> {
+        let (Some(directory), Some(name)) = (script.parent(), script.file_name()) else {
+            return Err(format!("`{}` is no script", script.display()));
+        };
+        let counters = self.scratch.join("counters.json");
+        // No counter is there yet, and the last script's are not this one's.
+        fs::write(&counters, "{\"kernel\":{}}\n")
+            .map_err(|error| format!("cannot write `{}`: {error}", counters.display()))?;
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let bin = self.scratch.join("bin");
+        let path = std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&path)))
+            .map_err(|error| format!("PATH cannot be completed: {error}"))?;
+        let is_ipv6 = script.to_string_lossy().ends_with("v6.pkt");
+        let mut preload = std::ffi::OsString::from("LD_PRELOAD=");
+        preload.push(&self.library);
+        let mut load = std::ffi::OsString::from("--so_filename=");
+        load.push(&self.library);
+        // Some scripts write below /proc/sys: into a network namespace of their own.
+        let process = Cmd::new("unshare")
+            .args(["--net", "env"])
+            .arg(preload)
+            .arg(&self.tool)
+            .arg(load)
+            .arg(TOLERANCE)
+            .args(if is_ipv6 { IPV6 } else { IPV4 })
+            .arg(name)
+            .env("PATH", path)
+            .env("MPX_PACKETDRILL_COUNTERS", &counters)
+            .directory(directory)
+            .spawn()?;
+        let pid = process.pid();
+        let before = leftovers(pid);
+        let result = process.wait(SCRIPT_LIMIT);
+        for path in leftovers(pid).difference(&before) {
+            let _ = fs::remove_file(path);
+        }
+        Ok(match result {
+            Ok(output) if output.status.success() => Verdict::Passed,
+            Ok(output) => Verdict::Failed(tail(&output)),
+            Err(error) => Verdict::Failed(error),
+        })
+    }
+}
+
+/// What a script that fails leaves in /tmp: how to undo its settings, and the checks that it made.
+fn leftovers(pid: u32) -> BTreeSet<PathBuf> {
+    let restore = format!("sysctl_restore_{pid}.sh");
+    let entries = fs::read_dir("/tmp").into_iter().flatten().flatten();
+    entries
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name == restore.as_str() || name.starts_with("code_")
+        })
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn tail(output: &Output) -> String {
+    let text = format!("{}\n{}", output.stdout, output.stderr);
+    let lines: Vec<_> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n")
+}
+
+fn write_executable(path: &Path, text: &str) -> Result<(), String> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::write(path, text)
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
+        .map_err(|error| format!("cannot write `{}`: {error}", path.display()))
+}
+
+const EXPECTATIONS: &str = "xtask/packetdrill/expectations.txt";
+
+/// Which scripts must fail, and why.
+struct Expectations(Vec<(String, String)>);
+
+impl Expectations {
+    fn read() -> Result<Expectations, String> {
+        let path = project::root().join(EXPECTATIONS);
+        let text = fs::read_to_string(&path)
+            .map_err(|error| format!("cannot read {EXPECTATIONS}: {error}"))?;
+        Expectations::parse(&text)
+    }
+
+    /// A line at the margin is a reason, `class: words`; the indented lines below it are the ends
+    /// of the paths of the scripts that fail for it.
+    fn parse(text: &str) -> Result<Expectations, String> {
+        let mut reason = None;
+        let mut entries: Vec<(String, String)> = Vec::new();
+        for (number, line) in (1..).zip(text.lines()) {
+            let word = line.trim();
+            if word.is_empty() || word.starts_with('#') {
+                continue;
+            }
+            if line == line.trim_start() {
+                reason = Some(word);
+                continue;
+            }
+            let Some(reason) = reason else {
+                return Err(format!(
+                    "{EXPECTATIONS}:{number}: `{word}` has no reason above it; begin with one at \
+                     the margin"
+                ));
+            };
+            if entries.iter().any(|(name, _)| name == word) {
+                return Err(format!(
+                    "{EXPECTATIONS}:{number}: `{word}` is there twice; leave one reason"
+                ));
+            }
+            entries.push((word.to_owned(), reason.to_owned()));
+        }
+        Ok(Expectations(entries))
+    }
+
+    fn reason(&self, script: &Path) -> Option<&str> {
+        let expected = self.0.iter().find(|(name, _)| script.ends_with(name));
+        expected.map(|(_, reason)| reason.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_holds_for_the_scripts_below_it() {
+        let text = "# words\nlinux: one\n  tcp/a.pkt\n\n  tcp/b.pkt\ntool: two\n  tcp/c/a.pkt\n";
+        let parsed = Expectations::parse(text).expect("well-formed");
+        let reason = |path: &str| parsed.reason(Path::new(path));
+        assert_eq!(reason("/x/tcp/b.pkt"), Some("linux: one"));
+        assert_eq!(reason("/x/tcp/c/a.pkt"), Some("tool: two"));
+        assert_eq!(reason("/x/nottcp/a.pkt"), None);
+        assert!(Expectations::parse("  tcp/a.pkt\n").is_err_and(|e| e.contains(":1:")));
+        assert!(Expectations::parse("r: x\n a.pkt\n a.pkt\n").is_err_and(|e| e.contains(":3:")));
+    }
+}
