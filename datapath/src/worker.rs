@@ -181,11 +181,14 @@ impl<P: Port> Worker<P> {
         worked
     }
 
+    /// Whether a drain is over. Once it may be, what is left is reset: everything at the deadline,
+    /// and before it what only half opened.
     fn is_drained(&mut self, now: Instant) -> bool {
         let Some(drain_at) = self.drain_at else {
             return false;
         };
-        if now >= drain_at && self.aborted_at.is_none() {
+        let over = now >= drain_at || self.engine.open_connections() == 0;
+        if over && self.aborted_at.is_none() {
             self.aborted_at = Some(now);
             self.engine.abort_all(now);
         }
@@ -258,5 +261,66 @@ fn timespec(duration: Duration) -> Timespec {
     Timespec {
         tv_sec: duration.as_secs() as i64,
         tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::App;
+    use crate::app::builtin::Echo;
+    use crate::engine::{EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig};
+    use crate::port::memory::{MemoryConfig, MemoryPort};
+    use crate::rand::ChaChaEntropy;
+    use crate::seq::TcpSeq;
+    use crate::wire::frame::{self, Link, Segment};
+    use crate::wire::tcp::{TcpFlags, TcpHeader, TcpOptions};
+
+    #[test]
+    fn a_drain_waits_for_no_half_open_connection() {
+        let service = ServiceConfig {
+            name: "echo".into(),
+            listen: vec!["10.0.0.2:7".parse().expect("an address")],
+            checksum: true,
+            joins: JoinPolicy::AnyPort,
+        };
+        let config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
+        let start = Instant::from_millis(1);
+        let apps: Vec<Box<dyn App>> = vec![Box::new(Echo)];
+        let entropy = Box::new(ChaChaEntropy::deterministic(1));
+        let engine = Engine::new(config, apps, start, entropy);
+        let port = MemoryPort::new(MemoryConfig::default());
+        let (mut worker, handle) = Worker::new(port, engine).expect("an event descriptor");
+
+        let syn = TcpHeader {
+            src_port: 5000,
+            dst_port: 7,
+            seq: TcpSeq(1),
+            ack: TcpSeq(0),
+            flags: TcpFlags::SYN,
+            window: 1000,
+            urgent: 0,
+            options: TcpOptions::default(),
+        };
+        let (src, dst) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        let mut bytes = [0; 128];
+        let len = frame::emit(&mut bytes, &Link::default(), src, dst, 0, &syn, 0, 0);
+        assert!(worker.port.inject(IfaceId(0), &bytes[..len]));
+        assert!(worker.turn(start) && !worker.is_drained(start));
+        assert_eq!(answer(&mut worker).flags, TcpFlags::SYN | TcpFlags::ACK);
+
+        assert!(handle.send(Command::Drain {
+            deadline_ms: 60_000
+        }));
+        worker.turn(start);
+        worker.is_drained(start);
+        worker.turn(start);
+        assert!(worker.is_drained(start), "long before the deadline");
+        assert!(answer(&mut worker).flags.contains(TcpFlags::RST));
+    }
+
+    fn answer(worker: &mut Worker<MemoryPort>) -> TcpHeader {
+        let frame = worker.port.take(IfaceId(0)).expect("an answer");
+        Segment::parse(&frame).expect("a segment").tcp
     }
 }

@@ -287,6 +287,11 @@ impl Engine {
         self.draining
     }
 
+    /// Connections whose handshake is over.
+    pub fn open_connections(&self) -> usize {
+        self.connections.len() - self.half_open
+    }
+
     /// Connections that are open or opening.
     pub fn connections(&self) -> usize {
         self.connections.len()
