@@ -17,7 +17,9 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 const IFACE: IfaceId = IfaceId(0);
-const MTU: usize = 1500;
+/// What the collections' runners give their device: the MSS is 1460 in both families.
+const MTU_IPV4: usize = 1500;
+const MTU_IPV6: usize = 1520;
 /// What `tcp_rmem` allows in the scripts' own defaults: a window scale of 8.
 const RECEIVE_BUFFER_BYTES: usize = 15 << 20;
 const ETHERNET_HEADER_LEN: usize = 14;
@@ -72,7 +74,8 @@ impl Stack {
             checksum: false,
             joins: JoinPolicy::AnyPort,
         };
-        let mut config = EngineConfig::new(vec![InterfaceConfig { mtu: MTU }], vec![service]);
+        let mtu = if addr.is_ipv6() { MTU_IPV6 } else { MTU_IPV4 };
+        let mut config = EngineConfig::new(vec![InterfaceConfig { mtu }], vec![service]);
         config.receive_buffer_bytes = RECEIVE_BUFFER_BYTES;
         self.engine = Some(Engine::new(
             config,
