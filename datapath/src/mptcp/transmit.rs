@@ -421,7 +421,11 @@ impl Connection {
         }
         let subflow = &self.subflows[index];
         let at = frame::header_len(&subflow.link, &subflow.local.ip(), &options);
-        let (a, b) = self.snd.octets(dsn, len);
+        // A FIN that leaves again has no octets, and those before it may be released by now.
+        let (a, b): (&[u8], &[u8]) = match len {
+            0 => (&[], &[]),
+            len => self.snd.octets(dsn, len),
+        };
         debug_assert_eq!(a.len() + b.len(), len, "octets in flight are kept");
         let mut sum = checksum::copy_and_sum(&mut frame[at..at + a.len()], a);
         if !b.is_empty() {
