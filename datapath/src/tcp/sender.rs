@@ -198,7 +198,7 @@ impl<M: Copy> Sender<M> {
             outcome.advanced = ack.distance(self.snd_una);
             self.advance(now, ack, &mut on_acked);
         }
-        let newly_sacked = self.apply_sack(sack);
+        let newly_sacked = self.apply_sack(now, sack);
         if outcome.advanced > 0 {
             self.duplicate_acks = 0;
             self.rtt.on_progress();
@@ -216,7 +216,10 @@ impl<M: Copy> Sender<M> {
                 self.cc.on_ack(outcome.advanced);
             }
             self.rearm(now);
-        } else if newly_sacked || (may_be_duplicate && !self.flight.is_empty()) {
+        }
+        // RFC 6675 §2: news of SACKed octets is a duplicate, even if it moves snd_una.
+        let repeats = outcome.advanced == 0 && may_be_duplicate && !self.flight.is_empty();
+        if newly_sacked || repeats {
             self.duplicate_acks += 1;
         }
         outcome.loss_found = self.find_losses(flight_size);
@@ -333,8 +336,9 @@ impl<M: Copy> Sender<M> {
     }
 
     /// Marks what the blocks cover; returns whether any of it is news.
-    fn apply_sack(&mut self, sack: &SackBlocks) -> bool {
+    fn apply_sack(&mut self, now: Instant, sack: &SackBlocks) -> bool {
         let mut news = false;
+        let mut sample = None;
         for &(left, right) in sack.as_slice() {
             // Blocks at or below snd_una are duplicate reports (RFC 2883).
             if left.before(self.snd_una) || right.after(self.snd_nxt) || !left.before(right) {
@@ -352,7 +356,15 @@ impl<M: Copy> Sender<M> {
                 }
                 sent.fate = Fate::Sacked;
                 news = true;
+                if sent.transmissions == 1 {
+                    sample = sample.max(Some(sent.sent_at));
+                }
             }
+        }
+        // RFC 6298 §3, §5.7: the newest of them is a measurement, and where every window loses
+        // something often the only one: a timeout that was backed off would stay so.
+        if let Some(sent_at) = sample {
+            self.rtt.on_sample(now.since(sent_at));
         }
         news
     }
@@ -484,21 +496,52 @@ mod tests {
     }
 
     #[test]
+    fn news_of_sacked_octets_is_a_duplicate_although_it_moves_the_acknowledgment() {
+        let mut tx = sender(10);
+        assert!(ack(&mut tx, 2, &[(3, 6)]).loss_found);
+        assert_eq!(tx.next_lost().map(|(_, s)| s.seq), Some(tx.snd_una));
+    }
+
+    #[test]
+    fn a_sacked_segment_measures_the_path_if_it_was_sent_once() {
+        let mut tx = sender(4);
+        tx.on_timeout(Instant::from_millis(1000));
+        while let Some((at, _)) = tx.next_lost() {
+            tx.on_retransmitted(Instant::from_millis(1000), at);
+        }
+        ack(&mut tx, 0, &[(1, 2)]);
+        assert_eq!(tx.rtt.srtt(), None);
+        tx.on_sent(Instant::ZERO, MSS, false, ());
+        ack(&mut tx, 0, &[(4, 5)]);
+        assert_eq!(tx.rtt.srtt(), Some(Duration::from_millis(10)));
+        assert!(
+            tx.rtt.rto() < Duration::from_secs(1),
+            "not backed off any more"
+        );
+    }
+
+    #[test]
     fn timeout_takes_all_but_sacked_for_lost_and_backs_off() {
         let mut tx = sender(4);
         ack(&mut tx, 0, &[(1, 2)]);
         tx.on_timeout(Instant::from_millis(1000));
         assert_eq!(tx.cc.cwnd(), MSS);
-        assert_eq!(tx.rto_at, Some(Instant::from_millis(3000)));
+        // Twice the minimum: what was SACKed measured 10 ms.
+        assert_eq!(tx.rto_at, Some(Instant::from_millis(1400)));
         let mut again = Vec::new();
         while let Some((at, sent)) = tx.next_lost() {
             again.push(sent.seq.distance(tx.iss + 1) / MSS);
             tx.on_retransmitted(Instant::from_millis(1000), at);
         }
         assert_eq!(again, [0, 2, 3]);
+        let measured = tx.rtt.rttvar();
         ack(&mut tx, 4, &[]);
         assert_eq!(tx.rtt.backoff(), 0);
-        assert_eq!(tx.rtt.srtt(), None, "no sample from what was sent twice");
+        assert_eq!(
+            tx.rtt.rttvar(),
+            measured,
+            "no sample from what was sent twice"
+        );
     }
 
     #[test]
