@@ -5,7 +5,7 @@
 
 mod receive;
 mod transmit;
-mod watch;
+pub mod watch;
 
 use super::subflow::{Mapping, Role, Sent, State, Subflow};
 use super::{Rng, dss_checksum, join_hmac, ones_complement, token_and_idsn};
@@ -39,7 +39,8 @@ pub struct ClientConfig {
     pub mss: u16,
     pub receive_buffer_bytes: usize,
     pub segment_bytes: usize,
-    /// Each segment has a length of its own, up to `segment_bytes`.
+    /// Each segment has a length of its own, up to `segment_bytes`, and in plain TCP another one
+    /// after a timeout.
     pub random_segments: bool,
     pub flight_segments: usize,
     /// The DATA_FIN rides on the last octets where there are any.
@@ -392,6 +393,10 @@ impl Client {
                 continue;
             }
             let alive = s.on_timeout(now);
+            if self.config.random_segments && self.mode == Mode::Tcp {
+                let (rng, longest) = (&mut self.rng, self.config.segment_bytes);
+                s.cut_anew(|| 1 + rng.below(longest));
+            }
             if self.mode == Mode::Multipath && (!alive || s.stale()) {
                 self.carry_again(i);
             }

@@ -255,6 +255,12 @@ impl Sim {
             match arrival.to {
                 Side::Server => {
                     self.corrupted_to_server += u64::from(arrival.corrupted);
+                    if let Ok(segment) = Segment::parse(&arrival.frame) {
+                        let from = SocketAddr::new(segment.src, segment.tcp.src_port);
+                        if let Some(client) = self.clients.iter_mut().find(|c| c.owns(from)) {
+                            client.on_arrival_at_server(now, &segment);
+                        }
+                    }
                     let taken = self.port.inner_mut().inject(arrival.iface, &arrival.frame);
                     assert!(taken, "port is full");
                 }

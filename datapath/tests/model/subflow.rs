@@ -1,6 +1,7 @@
 //! One subflow of the model client: TCP and nothing else. Sequence numbers are offsets from the
 //! initial one, so the SYN is 0 and the first octet of data 1.
 
+use super::client::watch::Repair;
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::tcp::TcpHeader;
@@ -75,6 +76,22 @@ impl Sent {
     pub fn end(&self) -> u64 {
         self.at + self.payload.len() as u64 + u64::from(self.syn) + u64::from(self.fin)
     }
+
+    fn cut(&self, length: &mut impl FnMut() -> usize) -> Vec<Sent> {
+        let mut parts = Vec::new();
+        let mut at = 0;
+        while at < self.payload.len() {
+            let end = (at + length()).min(self.payload.len());
+            parts.push(Sent {
+                at: self.at + at as u64,
+                offset: self.offset + at as u64,
+                payload: self.payload[at..end].to_vec(),
+                ..self.clone()
+            });
+            at = end;
+        }
+        parts
+    }
 }
 
 #[derive(Debug)]
@@ -112,6 +129,7 @@ pub struct Subflow {
     pub vanished: bool,
     /// Our FIN follows what is sent here, whatever becomes of the connection.
     pub leaving: bool,
+    pub repair: Repair,
     pub mappings: Vec<Mapping>,
     /// Stretches of the stream that went out here and are not acknowledged at data level.
     pub carried: Vec<(u64, u64)>,
@@ -172,6 +190,7 @@ impl Subflow {
             gave_up: false,
             vanished: false,
             leaving: false,
+            repair: Repair::default(),
             mappings: Vec::new(),
             carried: Vec::new(),
             fin_sent: false,
@@ -356,6 +375,26 @@ impl Subflow {
         self.needs_ack |= self.state == State::JoinWait || self.fastclosing;
         self.timer = Some(now + self.rto());
         true
+    }
+
+    /// Cuts what is to be sent again anew, into segments of other lengths. What they carry has no
+    /// mapping that would have to stay.
+    pub fn cut_anew(&mut self, mut length: impl FnMut() -> usize) {
+        let mut anew: VecDeque<Sent> = VecDeque::new();
+        let mut run: Option<Sent> = None;
+        for sent in std::mem::take(&mut self.sent) {
+            let text = !sent.sacked && !sent.payload.is_empty();
+            match &mut run {
+                Some(run) if text => run.payload.extend_from_slice(&sent.payload),
+                _ if text => run = Some(sent),
+                _ => {
+                    anew.extend(run.take().into_iter().flat_map(|r| r.cut(&mut length)));
+                    anew.push_back(sent);
+                }
+            }
+        }
+        anew.extend(run.into_iter().flat_map(|r| r.cut(&mut length)));
+        self.sent = anew;
     }
 
     pub fn arm(&mut self, now: Instant) {

@@ -19,10 +19,21 @@ use std::io::IsTerminal;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Seeds that failed once, and what they found.
-const FAILED_ONCE: &[(&str, u64)] = &[];
+const FAILED_ONCE: &[(&str, u64)] = &[
+    ("an ACK that moves snd_una brings news of SACKed octets", 14),
+    (
+        "the FIN of a subflow that left is repeated when the octets before it are released",
+        86,
+    ),
+    (
+        "a timeout that was backed off stays so where every window loses something",
+        564,
+    ),
+];
 
 /// After so many failures a sweep ends.
 const FAILURES_MAX: usize = 20;
@@ -42,6 +53,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if !matches!(task, Task::Replay { .. }) {
+        watch_for_hangs();
+    }
     let passed = match task {
         Task::Nothing => true,
         Task::Sweep { from, count } => sweep(from, count),
@@ -98,8 +112,32 @@ thread_local! {
     static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
+/// No seed takes longer than this in real time, by far: something turns in circles.
+const HANG: Duration = Duration::from_secs(60);
+
+/// The seed under way, and when that began.
+static UNDER_WAY: Mutex<Option<(u64, Instant)>> = Mutex::new(None);
+
+/// Looks at the clock beside the simulation, which cannot do it itself when it hangs.
+fn watch_for_hangs() {
+    std::thread::spawn(|| {
+        loop {
+            std::thread::sleep(HANG / 10);
+            let under_way = *UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((seed, since)) = under_way.filter(|u| u.1.elapsed() > HANG) {
+                let error = format!("it hangs since {} s", since.elapsed().as_secs());
+                report_failure(&seed.to_string(), seed, &error);
+                std::process::exit(1);
+            }
+        }
+    });
+}
+
 /// Plays one seed; `Err` says what was violated.
-fn play(scenario: &Scenario) -> Result<Outcome, String> {
+fn play(seed: u64) -> Result<Outcome, String> {
+    let began = Some((seed, Instant::now()));
+    *UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner) = began;
+    let scenario = &Scenario::of(seed);
     panic::set_hook(Box::new(|info| {
         PANIC.with_borrow_mut(|text| *text = info.to_string());
     }));
@@ -111,7 +149,7 @@ fn play(scenario: &Scenario) -> Result<Outcome, String> {
 fn failed_once() -> bool {
     let mut passed = true;
     for (name, seed) in FAILED_ONCE {
-        if let Err(error) = play(&Scenario::of(*seed)) {
+        if let Err(error) = play(*seed) {
             passed = false;
             report_failure(&format!("{seed} ({name})"), *seed, &error);
         }
@@ -126,7 +164,7 @@ fn sweep(from: u64, count: u64) -> bool {
     let mut failures = Vec::new();
     let mut done = 0;
     for seed in from..from.saturating_add(count) {
-        match play(&Scenario::of(seed)) {
+        match play(seed) {
             Ok(outcome) => {
                 total.whole += outcome.whole;
                 total.aborted += outcome.aborted;

@@ -146,6 +146,9 @@ impl Runner<'_> {
     fn advance(&mut self, tick: u64) {
         self.sim.app.grant();
         self.sim.run_for(TICK);
+        for client in &self.sim.clients {
+            client.check_repairs(self.sim.now);
+        }
         if tick.is_multiple_of(TICKS_PER_CHECK) {
             self.check_limits();
         }
@@ -421,5 +424,5 @@ fn assert_prefix(whose: &str, got: &[u8], sent: &[u8]) {
 
 /// Seeds of a bounded sweep.
 pub fn bounded_sweep() -> u64 {
-    60 * effort()
+    150 * effort()
 }

@@ -1,5 +1,6 @@
 //! What comes from the server, and whether it may.
 
+use super::super::subflow::unwrap;
 use super::*;
 
 impl Client {
@@ -194,8 +195,8 @@ impl Client {
         let pure =
             payload.is_empty() && !fin && options.mptcp.dss.is_none_or(|d| d.mapping.is_none());
         let window = u64::from(header.window) << s.peer_scale;
+        let ack = unwrap(s.iss, s.snd_una, header.ack.0);
         let progress = s.on_ack(now, header, pure);
-        let una = s.snd_una;
         s.needs_ack |= !payload.is_empty() || fin || at < s.rcv_nxt;
         // RFC 9293 §3.10.7.4: what lies beyond the window is not taken, as a probe of a closed
         // window does.
@@ -203,7 +204,7 @@ impl Client {
         let (payload, fin) = (&payload[..room], fin && room == payload.len());
         let beyond = payload_len - room;
         if self.mode == Mode::Tcp {
-            self.on_plain_ack(una, window, options);
+            self.on_plain_ack(ack, window, options);
         } else {
             self.on_data_options(now, i, options, window);
         }
@@ -215,9 +216,10 @@ impl Client {
     }
 
     /// In plain TCP the subflow is the stream.
-    fn on_plain_ack(&mut self, una: u64, window: u64, options: &TcpOptions) {
-        self.data_una = self.data_una.max(una - 1);
-        self.peer_edge = self.peer_edge.max(una - 1 + window);
+    fn on_plain_ack(&mut self, ack: u64, window: u64, options: &TcpOptions) {
+        self.data_una = self.data_una.max(ack - 1);
+        // What comes late has its window from back then, so it counts from there.
+        self.peer_edge = self.peer_edge.max(ack - 1 + window);
         // RFC 8684 §3.7: one infinite mapping may tell us of the fallback.
         let mapping = options.mptcp.dss.and_then(|dss| dss.mapping);
         self.infinite_mappings += u64::from(mapping.is_some_and(|m| m.len == 0));

@@ -1,5 +1,6 @@
 //! What the server may not do, seen in the order in which it sends: take back the edge of a window
-//! that it offered (RFC 9293 §3.8.6, RFC 8684 §3.3.5), or go on with MPTCP options after a fallback.
+//! that it offered (RFC 9293 §3.8.6, RFC 8684 §3.3.5), go on with MPTCP options after a fallback, or
+//! leave a loss to the timer that SACK has told it of (RFC 6675 §4).
 
 use super::super::subflow::unwrap;
 use super::receive::offset;
@@ -14,21 +15,106 @@ pub struct Edges {
     data: u64,
 }
 
+/// What the server knows of a loss on one subflow, as offsets in its stream there.
+#[derive(Debug, Default)]
+pub struct Repair {
+    sent_to: u64,
+    longest: u64,
+    /// The end of what it sent more than once.
+    again_to: u64,
+    acknowledged: u64,
+    newest: u32,
+    /// What it expects next in our stream and the edge it offered, both as it said.
+    expects: u64,
+    edge: u64,
+    /// It knows since then that what begins here is lost.
+    told: Option<(u64, Instant)>,
+}
+
+/// A retransmission that needs no timer is sent at once; the timer waits at least twice as long.
+const REPAIR_MAX: Duration = Duration::from_millis(100);
+
 impl Client {
+    /// Of what reached the server: with all SACKed behind the only hole, three segments at least,
+    /// nothing is in flight that could hold back a retransmission. What was sent twice is left to the
+    /// timer.
+    pub fn on_arrival_at_server(&mut self, now: Instant, segment: &Segment<'_>) {
+        let header = &segment.tcp;
+        let from = SocketAddr::new(segment.src, header.src_port);
+        let to = SocketAddr::new(segment.dst, header.dst_port);
+        let find = |s: &&mut Subflow| s.local == from && s.remote == to;
+        let Some(s) = self.subflows.iter_mut().find(find) else {
+            return;
+        };
+        if s.state != State::Open || !header.flags.contains(TcpFlags::ACK) {
+            return;
+        }
+        let (irs, near) = (s.irs, s.rcv_nxt);
+        let ack = unwrap(irs, near, header.ack.0);
+        let seq = unwrap(s.iss, s.snd_una, header.seq.0);
+        let tsval = header.options.timestamps.map_or(0, |t| t.tsval);
+        let repair = &mut s.repair;
+        // RFC 9293 §3.10.7.4: from outside its window nothing is taken in, not even the ACK.
+        let end = seq + segment.segment_len() as u64;
+        if seq > repair.edge || end < repair.expects {
+            return;
+        }
+        if ack < repair.acknowledged || (tsval.wrapping_sub(repair.newest) as i32) < 0 {
+            return;
+        }
+        (repair.acknowledged, repair.newest) = (ack, tsval);
+        if repair.told.is_some_and(|told| told.0 < ack) {
+            repair.told = None;
+        }
+        if let [(left, right)] = header.options.sack.as_slice() {
+            let (left, right) = (unwrap(irs, near, left.0), unwrap(irs, near, right.0));
+            let enough = right - left >= 3 * repair.longest;
+            if enough && left > ack && right == repair.sent_to && ack >= repair.again_to {
+                repair.told.get_or_insert((ack, now));
+            }
+        }
+    }
+
+    /// Looks at all losses that the server knows of.
+    pub fn check_repairs(&self, now: Instant) {
+        for s in self.subflows.iter().filter(|s| s.state == State::Open) {
+            if let Some((at, since)) = s.repair.told {
+                assert!(
+                    now.since(since) < REPAIR_MAX,
+                    "octet {at} to {} is known to be lost since {since:?}",
+                    s.local
+                );
+            }
+        }
+    }
+
     /// The server sends this now. Whether it arrives is another matter.
     pub fn on_departure(&mut self, segment: &Segment<'_>) {
         let header = &segment.tcp;
-        if header.flags.contains(TcpFlags::SYN) || header.flags.contains(TcpFlags::RST) {
-            return;
-        }
         let to = SocketAddr::new(segment.dst, header.dst_port);
         let from = SocketAddr::new(segment.src, header.src_port);
-        let find = |s: &&Subflow| s.local == to && s.remote == from;
-        let Some(s) = self.subflows.iter().find(find).filter(|s| s.alive()) else {
+        let find = |s: &&mut Subflow| s.local == to && s.remote == from;
+        let Some(s) = self.subflows.iter_mut().find(find).filter(|s| s.alive()) else {
             return;
         };
-        let window = u64::from(header.window) << s.peer_scale;
+        if header.flags.contains(TcpFlags::RST) {
+            s.repair.told = None;
+            return;
+        }
+        if header.flags.contains(TcpFlags::SYN) {
+            return;
+        }
         let ack = unwrap(s.iss, s.snd_una, header.ack.0);
+        let window = u64::from(header.window) << s.peer_scale;
+        s.repair.expects = s.repair.expects.max(ack);
+        s.repair.edge = s.repair.edge.max(ack + window);
+        if segment.segment_len() > 0 {
+            s.repair.on_departure(
+                unwrap(s.irs, s.rcv_nxt, header.seq.0),
+                segment.segment_len() as u64,
+            );
+        }
+        let scale = s.peer_scale;
         if self.mode == Mode::Tcp {
             let options = &header.options.mptcp;
             let infinite = options
@@ -41,21 +127,37 @@ impl Client {
                 "MPTCP options in plain TCP: {header:?}"
             );
             if options.is_empty() && (!s.fin_sent || ack < s.snd_nxt) {
-                advance(&mut self.edges.plain, ack + window, header);
+                advance(&mut self.edges.plain, ack + window, scale, header);
             }
         } else if let Some(data_ack) = header.options.mptcp.dss.and_then(|dss| dss.data_ack) {
             let ack = offset(data_ack, token_and_idsn(self.key).1, self.data_una);
             if ack <= self.tx.len() as u64 || !self.tx_closed {
-                advance(&mut self.edges.data, ack + window, header);
+                advance(&mut self.edges.data, ack + window, scale, header);
             }
         }
     }
 }
 
-fn advance(edge: &mut u64, to: u64, header: &TcpHeader) {
+impl Repair {
+    fn on_departure(&mut self, at: u64, len: u64) {
+        let end = at + len;
+        if at < self.sent_to {
+            self.again_to = self.again_to.max(end);
+            if self.told.is_some_and(|told| told.0 < end) {
+                self.told = None;
+            }
+        }
+        self.sent_to = self.sent_to.max(end);
+        self.longest = self.longest.max(len);
+    }
+}
+
+/// RFC 7323 §2.4: what the field cannot say, less than one step of the scale, may be missing from
+/// an edge. No more than that, however often.
+fn advance(edge: &mut u64, to: u64, scale: u8, header: &TcpHeader) {
     assert!(
-        to + 31 >= *edge,
+        to + (1 << scale) > *edge,
         "the window's edge goes back from {edge} to {to}: {header:?}"
     );
-    *edge = to;
+    *edge = to.max(*edge);
 }
