@@ -52,6 +52,12 @@ fn static_checks() -> Result<(), String> {
             .args(["--", "-D", "warnings"]),
     )?;
     step(
+        "Lints of the packetdrill shim",
+        cargo()
+            .args(["clippy", "-p", "mpx-packetdrill", "--features", "shim"])
+            .args(["--", "-D", "warnings"]),
+    )?;
+    step(
         "Unit and property tests",
         cargo().args(["test", "--workspace"]),
     )

@@ -79,10 +79,12 @@ impl Engine {
             return;
         }
         let capable = segment.tcp.options.mptcp.capable;
-        self.metrics.mp_capable_syn_rx += u64::from(capable.is_some());
         let asks_checksum = self.services[service].config.checksum;
         let key_and_token = match capable {
-            Some(capable) if speaks_our_version(&capable) => self.draw_key(),
+            Some(capable) if capable.content == CapableContent::Syn && capable.is_understood() => {
+                self.metrics.mp_capable_syn_rx += 1;
+                self.draw_key()
+            }
             Some(_) => {
                 self.metrics.mp_capable_refused += 1;
                 None
@@ -308,12 +310,4 @@ impl Engine {
             bytes_received: 0,
         }
     }
-}
-
-/// RFC 8684 §3.1: version 1 or later (we answer with 1), B clear, HMAC-SHA256 among the offers.
-fn speaks_our_version(capable: &MpCapable) -> bool {
-    capable.version >= 1
-        && capable.content == CapableContent::Syn
-        && capable.flags & MpCapable::FLAG_EXTENSIBILITY == 0
-        && capable.flags & MpCapable::FLAG_SHA256 != 0
 }

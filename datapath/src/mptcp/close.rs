@@ -4,7 +4,7 @@ use super::connection::{Connection, End, Mode, Retired, TimeWaitState};
 use super::subflow::{Reset, Subflow};
 use crate::metrics::Metrics;
 use crate::tcp::State;
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::wire::mptcp::MpTcprst;
 
 /// MP_TCPRST reasons (RFC 8684 §3.6).
@@ -16,6 +16,9 @@ pub const RST_MIDDLEBOX: u8 = 0x06;
 
 /// Timeouts in a row after which a subflow may no longer hold the send buffer.
 const PINNING_BACKOFF: u32 = 2;
+/// And after so long without a sound one whose timeout is that much backed off, although it gets on
+/// now and then.
+const PINNING_AGE: Duration = Duration::from_secs(1);
 
 impl Connection {
     /// The app writes no more.
@@ -192,7 +195,7 @@ impl Connection {
             .reduce(|a, b| a.min(b));
         self.snd.release(lowest);
         if self.snd.free() < self.snd.limit() / 4
-            && let Some(index) = self.pinning_subflow()
+            && let Some(index) = self.pinning_subflow(now)
         {
             let reason = MpTcprst {
                 transient: true,
@@ -207,17 +210,25 @@ impl Connection {
 
     /// A subflow stuck in timeouts whose octets another one brought, and which holds the send
     /// buffer nonetheless: they have to be kept until it acknowledges them (RFC 8684 §3.3.6).
-    fn pinning_subflow(&self) -> Option<usize> {
-        let usable = self.subflows.iter().any(|(_, s)| s.is_usable());
+    fn pinning_subflow(&self, now: Instant) -> Option<usize> {
+        let fit = |s: &Subflow| s.is_usable() && s.tx.rtt.doublings() == 0;
+        if !self.subflows.iter().any(|(_, s)| fit(s)) {
+            return None;
+        }
+        let stuck = |s: &Subflow| {
+            s.tx.rtt.backoff() >= PINNING_BACKOFF
+                || (s.tx.rtt.doublings() >= PINNING_BACKOFF
+                    && s.tx.head_age(now).is_some_and(|age| age >= PINNING_AGE))
+        };
         let pins = |s: &Subflow| {
             s.reset.is_none()
-                && s.tx.rtt.backoff() >= PINNING_BACKOFF
+                && stuck(s)
                 && s.lowest_outstanding()
                     .is_some_and(|lowest| lowest.before(self.snd.snd_una))
         };
         self.subflows
             .iter()
-            .find(|(_, s)| usable && pins(s))
+            .find(|(_, s)| pins(s))
             .map(|(index, _)| index)
     }
 }

@@ -28,6 +28,7 @@ impl Connection {
         metrics: &mut Metrics,
     ) -> Completion {
         let options = &segment.tcp.options.mptcp;
+        let understood = options.capable.filter(|c| c.is_understood());
         let subflow = &self.subflows[index];
         if segment.tcp.ack != subflow.tx.iss + 1 {
             // RFC 9293 §3.10.7.4: SYN-RECEIVED and an ACK of something else.
@@ -35,7 +36,7 @@ impl Connection {
         }
         match subflow.handshake {
             Handshake::Tcp => {}
-            Handshake::Capable => match options.capable.map(|c| c.content) {
+            Handshake::Capable => match understood.map(|c| c.content) {
                 Some(
                     CapableContent::Ack {
                         sender_key,

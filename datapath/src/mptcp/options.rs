@@ -100,7 +100,10 @@ impl Connection {
             }
         };
         if mapping.len == 0 {
-            self.on_infinite_mapping(index, metrics);
+            // RFC 8684 §3.7: the infinite mapping comes with the first text that it maps.
+            if !segment.payload.is_empty() {
+                self.on_infinite_mapping(index, metrics);
+            }
             return true;
         }
         let fin_len = usize::from(dss.data_fin);

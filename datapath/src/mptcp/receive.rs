@@ -220,12 +220,17 @@ impl Connection {
             && header.ack == subflow.tx.snd_una
             && window == subflow.tx.snd_wnd
             && !signals;
+        let clock = subflow.ts.map(|ts| ts.clock);
+        let tsecr = options.timestamps.map(|option| option.tsecr);
         let reinjections = &mut subflow.reinjections_in_flight;
-        let outcome = subflow
-            .tx
-            .on_ack(now, header.ack, &options.sack, may_be_duplicate, |sent| {
-                *reinjections -= usize::from(sent.mark.reinjection);
-            });
+        let outcome = subflow.tx.on_ack(
+            now,
+            header.ack,
+            &options.sack,
+            may_be_duplicate,
+            |at| clock.is_some_and(|clock| Some(clock.tsval(at)) == tsecr),
+            |sent| *reinjections -= usize::from(sent.mark.reinjection),
+        );
         if outcome.loss_found {
             metrics.tcp_fast_recoveries += 1;
         }

@@ -170,9 +170,12 @@ impl Connection {
             && self.data_rto_at.is_none()
             && self.snd.snd_una.before(self.snd.snd_nxt)
         {
-            let slowest = self
+            // A timeout that is backed off says nothing of how long an answer takes.
+            let measured = self
                 .subflows
                 .iter()
+                .filter(|(_, s)| s.tx.rtt.doublings() == 0);
+            let slowest = measured
                 .map(|(_, s)| s.tx.rtt.rto())
                 .max()
                 .unwrap_or(RTO_INITIAL);
@@ -195,7 +198,21 @@ impl Connection {
             })
     }
 
-    /// The data-level timer expired. What the subflows still have in flight is theirs to repeat;
+    /// Sends elsewhere what lies on subflows whose timeout is backed off: they may take a minute to
+    /// repeat it.
+    fn reinject_stuck(&mut self, metrics: &mut Metrics) {
+        for index in 0..self.subflows.capacity() {
+            let Some(subflow) = self.subflows.get(index) else {
+                continue;
+            };
+            let fit = |s: &Subflow| s.is_usable() && s.tx.rtt.doublings() == 0;
+            if subflow.tx.rtt.doublings() > 0 && self.subflows.iter().any(|(_, s)| fit(s)) {
+                self.reinject_flight(index, metrics);
+            }
+        }
+    }
+
+    /// The data-level timer expired. What fit subflows still have in flight is theirs to repeat;
     /// what they delivered and the peer's data level did not acknowledge is sent again.
     pub fn on_data_timeout(&mut self, now: Instant, metrics: &mut Metrics) {
         self.data_rto_at = None;
@@ -222,6 +239,8 @@ impl Connection {
         } else if !self.anything_in_flight() {
             self.snd
                 .mark_reinject(self.snd.snd_una, DATA_RETRANSMIT_BYTES);
+        } else {
+            self.reinject_stuck(metrics);
         }
         self.arm_data_timer(now);
     }

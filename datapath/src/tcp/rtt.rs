@@ -64,8 +64,14 @@ impl RttEstimator {
         self.backoff = 0;
     }
 
+    /// Timeouts in a row without progress.
     pub fn backoff(&self) -> u32 {
         self.backoff
+    }
+
+    /// Doublings of the timeout since the last measurement.
+    pub fn doublings(&self) -> u32 {
+        self.doublings
     }
 
     pub fn srtt(&self) -> Option<Duration> {

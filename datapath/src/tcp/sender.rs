@@ -6,7 +6,7 @@
 use super::congestion::NewReno;
 use super::rtt::RttEstimator;
 use crate::seq::TcpSeq;
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::wire::tcp::SackBlocks;
 use std::collections::VecDeque;
 
@@ -32,6 +32,8 @@ pub struct Sent<M> {
     pub fin: bool,
     pub mark: M,
     sent_at: Instant,
+    /// When the copy before the last one left.
+    previous_at: Option<Instant>,
     transmissions: u32,
     fate: Fate,
 }
@@ -138,6 +140,11 @@ impl<M: Copy> Sender<M> {
         self.flight.iter()
     }
 
+    /// How long ago the oldest segment in flight left last.
+    pub fn head_age(&self, now: Instant) -> Option<Duration> {
+        self.flight.front().map(|sent| now.since(sent.sent_at))
+    }
+
     /// Octets of new text that the peer's window has room for.
     pub fn window_room(&self) -> usize {
         self.snd_wnd
@@ -181,14 +188,16 @@ impl<M: Copy> Sender<M> {
     }
 
     /// Processes an acceptable ACK. `may_be_duplicate`: the segment has no text, did not change the
-    /// window and carries no MPTCP signal (RFC 5681 §2, RFC 8684 §3.4.1). `on_acked` sees every
-    /// segment that is acknowledged whole.
+    /// window and carries no MPTCP signal (RFC 5681 §2, RFC 8684 §3.4.1). `echoes` says whether its
+    /// TSecr is what a segment bore that left at that time; always `false` without timestamps.
+    /// `on_acked` sees every segment that is acknowledged whole.
     pub fn on_ack(
         &mut self,
         now: Instant,
         ack: TcpSeq,
         sack: &SackBlocks,
         may_be_duplicate: bool,
+        echoes: impl Fn(Instant) -> bool,
         mut on_acked: impl FnMut(&Sent<M>),
     ) -> AckOutcome {
         let mut outcome = AckOutcome::default();
@@ -196,7 +205,7 @@ impl<M: Copy> Sender<M> {
         let flight_size = self.snd_nxt.distance(self.snd_una);
         if ack.after(self.snd_una) {
             outcome.advanced = ack.distance(self.snd_una);
-            self.advance(now, ack, &mut on_acked);
+            self.advance(now, ack, &echoes, &mut on_acked);
         }
         let newly_sacked = self.apply_sack(now, sack);
         if outcome.advanced > 0 {
@@ -255,6 +264,7 @@ impl<M: Copy> Sender<M> {
             fin,
             mark,
             sent_at: now,
+            previous_at: None,
             transmissions: 1,
             fate: Fate::Outstanding,
         };
@@ -283,6 +293,7 @@ impl<M: Copy> Sender<M> {
         self.retransmit_now = false;
         sent.fate = Fate::Outstanding;
         sent.transmissions += 1;
+        sent.previous_at = Some(sent.sent_at);
         sent.sent_at = now;
         self.pipe += sent.space();
         self.lost_segments -= 1;
@@ -297,7 +308,13 @@ impl<M: Copy> Sender<M> {
         self.rto_at = (!self.flight.is_empty()).then(|| now + self.rtt.rto());
     }
 
-    fn advance(&mut self, now: Instant, ack: TcpSeq, on_acked: &mut impl FnMut(&Sent<M>)) {
+    fn advance(
+        &mut self,
+        now: Instant,
+        ack: TcpSeq,
+        echoes: &impl Fn(Instant) -> bool,
+        on_acked: &mut impl FnMut(&Sent<M>),
+    ) {
         let mut sample = None;
         while let Some(sent) = self.flight.front_mut() {
             if sent.seq.at_or_after(ack) {
@@ -320,8 +337,13 @@ impl<M: Copy> Sender<M> {
                 sent.len -= covered;
                 break;
             }
-            // RFC 6298 §3, and what was SACKed has waited for others.
-            if sent.transmissions == 1 && sent.fate == Fate::Outstanding {
+            // What was SACKed has waited for others. RFC 6298 §3, Karn's algorithm: what left more
+            // than once measures only where the timestamp tells which copy was acknowledged.
+            let told_apart = || {
+                sent.previous_at
+                    .is_some_and(|at| echoes(sent.sent_at) && !echoes(at))
+            };
+            if sent.fate == Fate::Outstanding && (sent.transmissions == 1 || told_apart()) {
                 sample = Some(sent.sent_at);
             }
             if let Some(sent) = self.flight.pop_front() {
@@ -427,7 +449,6 @@ impl<M: Copy> Sender<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::Duration;
 
     const MSS: usize = 1000;
 
@@ -451,6 +472,7 @@ mod tests {
             first + segments * MSS,
             &sack,
             true,
+            |_| false,
             |_| {},
         )
     }
@@ -544,6 +566,25 @@ mod tests {
         );
     }
 
+    /// RFC 6298 §3: a timestamp that tells the copies apart lifts Karn's restriction, and with it the
+    /// backed-off timeout; one that both copies bore does not.
+    #[test]
+    fn a_timestamp_measures_what_was_sent_twice() {
+        for (granularity_ms, measures) in [(256, true), (100_000, false)] {
+            let mut tx = sender(1);
+            tx.on_timeout(Instant::from_millis(1000));
+            tx.on_retransmitted(Instant::from_millis(1000), 0);
+            let tick = |at: Instant| at.as_millis() / granularity_ms;
+            let echoed = tick(Instant::from_millis(1000));
+            let (all, none) = (tx.snd_nxt, SackBlocks::default());
+            let now = Instant::from_millis(1030);
+            tx.on_ack(now, all, &none, false, |at| tick(at) == echoed, |_| {});
+            let srtt = measures.then_some(Duration::from_millis(30));
+            assert_eq!(tx.rtt.srtt(), srtt);
+            assert_eq!(tx.rtt.rto() < Duration::from_secs(1), measures);
+        }
+    }
+
     #[test]
     fn part_of_a_segment_acknowledged_leaves_the_rest() {
         let mut tx = sender(1);
@@ -553,6 +594,7 @@ mod tests {
             first + 300,
             &SackBlocks::default(),
             false,
+            |_| false,
             |_| {},
         );
         assert_eq!(tx.in_flight(), 700);

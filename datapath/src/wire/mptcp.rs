@@ -100,6 +100,14 @@ impl MpCapable {
     pub const FLAG_SHA256: u8 = 0x01;
     /// D to H.
     pub const FLAGS_CRYPTO: u8 = 0x1f;
+
+    /// RFC 8684 §3.1: version 1 or later (we answer with 1), B clear, HMAC-SHA256 among the offers.
+    /// Anything else is ignored, on the SYN and on the third ACK.
+    pub fn is_understood(&self) -> bool {
+        self.version >= 1
+            && self.flags & MpCapable::FLAG_EXTENSIBILITY == 0
+            && self.flags & MpCapable::FLAG_SHA256 != 0
+    }
 }
 
 /// Told apart by the option's length.

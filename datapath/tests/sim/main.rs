@@ -33,6 +33,18 @@ const FAILED_ONCE: &[(&str, u64)] = &[
         "a timeout that was backed off stays so where every window loses something",
         564,
     ),
+    (
+        "a subflow without a measurement waits a minute to repeat what it lost",
+        1544,
+    ),
+    (
+        "subflows that are backed off hold the stream and the send buffer",
+        13567,
+    ),
+    (
+        "the only subflow that still works is reset for holding the send buffer",
+        13540,
+    ),
 ];
 
 /// After so many failures a sweep ends.
