@@ -53,14 +53,24 @@ impl Status {
 
     /// For an error message: the counters that are not zero, and the first few connections.
     pub(crate) fn summary(&self) -> String {
-        let counters = self.0["counters"].as_object();
-        let shown: Vec<_> = counters
-            .into_iter()
-            .flatten()
-            .filter(|(_, value)| value.as_u64() != Some(0))
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
-        let mut text = format!("\n         mpxd counted: {}", shown.join(" "));
+        let not_zero = |counters: &Value| {
+            let shown: Vec<_> = counters
+                .as_object()
+                .into_iter()
+                .flatten()
+                .filter(|(_, value)| value.as_u64() != Some(0))
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect();
+            shown.join(" ")
+        };
+        let mut text = format!("\n         mpxd counted: {}", not_zero(&self.0["counters"]));
+        for app in self.0["apps"].as_array().into_iter().flatten() {
+            text += &format!(
+                "\n         its {}: {}",
+                app["service"].as_str().unwrap_or("app"),
+                not_zero(&app["counters"])
+            );
+        }
         for queue in self.0["queues"].as_array().into_iter().flatten() {
             text += &format!("\n         mpxd's queue: {queue}");
         }
