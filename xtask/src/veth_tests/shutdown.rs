@@ -118,7 +118,8 @@ fn refuse_new_connections(lab: &Lab) -> Result<(), String> {
 }
 
 fn cut_off(download: Process) -> Result<(), String> {
-    let output = download.wait(Duration::from_secs(5))?;
+    // It reads at its own rate what its kernel holds, up to 32 MiB, before it sees the reset.
+    let output = download.wait(Duration::from_secs(30))?;
     match output.status.code() {
         // curl: partial file, or failure to receive.
         Some(18 | 56) => Ok(()),
