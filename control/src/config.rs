@@ -43,6 +43,8 @@ pub(crate) struct Service {
     /// Ask for DSS checksums (RFC 8684 §3.1, flag A).
     pub(crate) checksum: bool,
     pub(crate) joins: Joins,
+    /// Silence after which a client is probed (RFC 9293 §3.8.4).
+    pub(crate) keepalive: Option<Duration>,
 }
 
 /// One address of `listen`; an unspecified address stands for the interfaces' own.
@@ -237,6 +239,7 @@ struct RawService {
     checksum: Option<bool>,
     joins: Option<Spanned<String>>,
     proxy_protocol: Option<Spanned<String>>,
+    keepalive_ms: Option<Spanned<u64>>,
 }
 
 /// The keys of all kinds: which of them go together is checked with the line at hand.
@@ -315,6 +318,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("checksum", "checksum = true"),
     ("joins", "joins = \"any-port\" or \"service-ports\""),
     ("proxy_protocol", "proxy_protocol = \"none\" or \"v2\""),
+    ("keepalive_ms", "keepalive_ms = 7200000, or 0 for never"),
     ("max_connections", "max_connections = 65536"),
     ("max_subflows", "max_subflows = 8"),
     ("max_half_open", "max_half_open = 4096"),
@@ -473,12 +477,20 @@ impl Source<'_> {
                 ("service-ports", Joins::ServicePorts),
             ],
         )?;
+        // RFC 9293 §3.8.4: two hours unless told otherwise.
+        let keepalive = self.millis(
+            "service.keepalive_ms",
+            raw.keepalive_ms.as_ref(),
+            7_200_000,
+            0..=86_400_000,
+        )?;
         Ok(Service {
             name: raw.name.get_ref().clone(),
             listen,
             app: self.app(raw)?,
             checksum: raw.checksum.unwrap_or(true),
             joins,
+            keepalive: (!keepalive.is_zero()).then_some(keepalive),
         })
     }
 

@@ -249,6 +249,7 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
                 Joins::AnyPort => JoinPolicy::AnyPort,
                 Joins::ServicePorts => JoinPolicy::ServicePorts,
             },
+            keepalive: service.keepalive,
         })
         .collect();
     EngineConfig {

@@ -66,6 +66,7 @@ counters! {
     subflow_timeouts => "SubflowTimeouts",
     give_up_timeouts => "GiveUpTimeouts",
     zero_window_probes => "TCPWinProbe",
+    keepalive_probes => "TCPKeepAlive",
 
     mp_capable_syn_rx => "MPCapableSYNRX",
     mp_capable_syn_ack_tx => "MPCapableSYNACKTX",

@@ -283,6 +283,7 @@ mod tests {
             listen: vec!["10.0.0.2:7".parse().expect("an address")],
             checksum: true,
             joins: JoinPolicy::AnyPort,
+            keepalive: None,
         };
         let config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
         let start = Instant::from_millis(1);

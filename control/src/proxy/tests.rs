@@ -41,6 +41,7 @@ impl Rig {
             listen: vec![server],
             checksum: true,
             joins: JoinPolicy::AnyPort,
+            keepalive: None,
         };
         let config = EngineConfig {
             receive_buffer_bytes: BUFFER_BYTES,

@@ -71,6 +71,9 @@ pub struct ServiceConfig {
     /// Ask for DSS checksums (RFC 8684 §3.1: A SHOULD be 1). They are used if either side asks.
     pub checksum: bool,
     pub joins: JoinPolicy,
+    /// Silence after which a subflow is asked whether it is still there (RFC 9293 §3.8.4); `None`:
+    /// never.
+    pub keepalive: Option<Duration>,
 }
 
 /// To which ports of our addresses a subflow may be joined.

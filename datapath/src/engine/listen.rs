@@ -105,6 +105,7 @@ impl Engine {
             fin_timeout: self.config.fin_timeout,
             retries_max: self.config.retries_max,
             syn_ack_retries_max: self.config.syn_ack_retries_max,
+            keepalive: self.services[service].config.keepalive,
         };
         let mut connection = Box::new(Connection::new(id, service, settings, local, remote, now));
         let mut handshake = Handshake::Tcp;
@@ -306,6 +307,8 @@ impl Engine {
             reset: None,
             queued: false,
             last_received_at: now,
+            keepalive_probes: 0,
+            keepalive_probe_at: now,
             bytes_sent: 0,
             bytes_received: 0,
         }

@@ -16,6 +16,10 @@ use std::net::SocketAddr;
 /// RFC 8684 §3.2: address id 0 is the initial subflow's.
 const FIRST_JOIN_ID: u8 = 1;
 
+/// Between keepalive probes that are not answered, and how many there are, as Linux has it.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(75);
+const KEEPALIVE_PROBES_MAX: u32 = 9;
+
 /// Retransmissions on a subflow of a connection whose streams have ended both.
 const OVER_RETRIES: u32 = 3;
 
@@ -42,6 +46,8 @@ pub struct Settings {
     /// Retransmissions of one segment before the subflow is given up.
     pub retries_max: u32,
     pub syn_ack_retries_max: u32,
+    /// Silence after which a subflow is probed (RFC 9293 §3.8.4).
+    pub keepalive: Option<Duration>,
 }
 
 /// What has happened and is to be told to the app.
@@ -215,8 +221,11 @@ impl Connection {
         let own = [self.data_rto_at, self.fin_hold_at, self.give_up_at]
             .into_iter()
             .flatten();
-        own.chain(self.subflows.iter().filter_map(|(_, s)| s.next_deadline()))
-            .min()
+        let subflows = self
+            .subflows
+            .iter()
+            .flat_map(|(index, subflow)| [subflow.next_deadline(), self.keepalive_at(index)]);
+        own.chain(subflows.flatten()).min()
     }
 
     /// Does whatever is due at `now`.
@@ -239,6 +248,9 @@ impl Connection {
             if due(subflow.tx.rto_at) {
                 self.on_retransmission_timeout(index, now, metrics);
             }
+            if due(self.keepalive_at(index)) {
+                self.on_keepalive(index, now, metrics);
+            }
         }
         if due(self.data_rto_at) {
             self.on_data_timeout(now, metrics);
@@ -255,6 +267,33 @@ impl Connection {
             self.end.get_or_insert(End::TimedOut);
             self.reset_all(super::subflow::Reset::default());
         }
+    }
+
+    /// When an idle subflow is probed next. One that has something in flight, or probes a window,
+    /// has timers of its own.
+    fn keepalive_at(&self, index: usize) -> Option<Instant> {
+        let idle = self.settings.keepalive?;
+        let subflow = self.subflows.get(index)?;
+        let quiet = subflow.state != State::SynReceived
+            && subflow.reset.is_none()
+            && subflow.tx.flight_is_empty()
+            && subflow.persist_at.is_none();
+        quiet.then(|| match subflow.keepalive_probes {
+            0 => subflow.last_received_at + idle,
+            _ => subflow.keepalive_probe_at + KEEPALIVE_INTERVAL,
+        })
+    }
+
+    fn on_keepalive(&mut self, index: usize, now: Instant, metrics: &mut crate::metrics::Metrics) {
+        let subflow = &mut self.subflows[index];
+        if subflow.keepalive_probes >= KEEPALIVE_PROBES_MAX {
+            self.give_up_subflow(index, metrics);
+            return;
+        }
+        subflow.keepalive_probes += 1;
+        subflow.keepalive_probe_at = now;
+        subflow.probe_due = true;
+        metrics.keepalive_probes += 1;
     }
 
     fn on_retransmission_timeout(
@@ -310,6 +349,7 @@ impl Connection {
         subflow.persist_backoff = (subflow.persist_backoff + 1).min(8);
         subflow.probes_unanswered += 1;
         subflow.probe_due = true;
+        metrics.zero_window_probes += 1;
     }
 
     fn give_up_subflow(&mut self, index: usize, metrics: &mut crate::metrics::Metrics) {

@@ -54,6 +54,7 @@ impl Connection {
         subflow.iface = iface;
         subflow.link = segment.link.reversed();
         subflow.last_received_at = now;
+        subflow.keepalive_probes = 0;
         if !subflow.tx.ack_acceptable(segment.tcp.ack) {
             metrics.challenge_acks += 1;
             subflow.rx.ack_now = true;

@@ -129,6 +129,9 @@ pub struct Subflow {
     /// A segment of another kind to be answered by a pure ACK already waits in the engine's queue.
     pub queued: bool,
     pub last_received_at: Instant,
+    /// Keepalive probes since then, and when the last one left.
+    pub keepalive_probes: u32,
+    pub keepalive_probe_at: Instant,
     pub bytes_sent: u64,
     pub bytes_received: u64,
 }

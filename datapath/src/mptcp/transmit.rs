@@ -39,7 +39,7 @@ impl Connection {
         if subflow.rx.ack_now && subflow.rx.out_of_order_bytes() > 0 {
             // RFC 5681 §4.2, RFC 2018 §4: a hole is told at once and by itself: text would count as
             // no duplicate ACK and leaves SACK no room.
-            return self.transmit_ack(index, now, frame, metrics);
+            return self.transmit_ack(index, now, frame);
         }
         let written = self.transmit_text(index, now, frame, metrics);
         if written > 0 {
@@ -51,7 +51,7 @@ impl Connection {
         let subflow = &self.subflows[index];
         if subflow.data_fin_due || subflow.rx.ack_now || subflow.fourth_ack_due || subflow.probe_due
         {
-            return self.transmit_ack(index, now, frame, metrics);
+            return self.transmit_ack(index, now, frame);
         }
         0
     }
@@ -160,13 +160,7 @@ impl Connection {
     }
 
     /// A segment without text: acknowledgment, window update, probe, fourth ACK or bare DATA_FIN.
-    fn transmit_ack(
-        &mut self,
-        index: usize,
-        now: Instant,
-        frame: &mut [u8],
-        metrics: &mut Metrics,
-    ) -> usize {
+    fn transmit_ack(&mut self, index: usize, now: Instant, frame: &mut [u8]) -> usize {
         let subflow = &self.subflows[index];
         // RFC 9293 §3.8.6.1: a probe is a segment the peer must answer: one octet before what it
         // expects next.
@@ -178,7 +172,6 @@ impl Connection {
         } else {
             subflow.tx.snd_nxt
         };
-        metrics.zero_window_probes += u64::from(probes);
         let data_fin = subflow.data_fin_due && self.mode == Mode::Mptcp && self.snd.fin_queued;
         let mut options = self.base_options(index, now);
         if data_fin && let Some(dss) = &mut options.mptcp.dss {

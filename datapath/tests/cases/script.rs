@@ -15,6 +15,9 @@ const IFACE: IfaceId = IfaceId(0);
 const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)), 80);
 const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 5000);
 
+/// Long enough to be out of the way of every other script.
+const KEEPALIVE: Duration = Duration::from_secs(7200);
+
 /// An engine with one service, which sends without end if nothing else is said, and a peer that is
 /// a pen.
 struct Script {
@@ -33,6 +36,7 @@ impl Script {
             listen: vec![SERVER],
             checksum: false,
             joins: JoinPolicy::AnyPort,
+            keepalive: Some(KEEPALIVE),
         };
         let config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
         let now = Instant::from_millis(1000);
@@ -217,4 +221,37 @@ fn the_third_duplicate_acknowledgment_sends_again_at_once() {
         let sent: Vec<_> = again.iter().map(|(header, _)| header.seq).collect();
         assert_eq!(sent, expected);
     }
+}
+
+// RFC 9293 §3.8.4: a client that is silent for as long as the service allows is probed with a segment
+// that it must answer; after nine probes, 75 s each, it is given up. Any answer starts it all anew.
+#[test]
+fn an_idle_client_is_probed_and_given_up_if_it_never_answers() {
+    const MS: Duration = Duration::from_millis(1);
+    let mut script = Script::with(Box::new(Discard));
+    script.send(100, TcpSeq(0), SYN, sack_permitted(), &[]);
+    let iss = script.answers()[0].0.seq;
+    script.send(101, iss + 1, ACK, TcpOptions::default(), &[]);
+    for _ in 0..2 {
+        script.wait(KEEPALIVE - MS);
+        assert!(script.answers().is_empty(), "too early");
+        script.wait(MS);
+        let answers = script.answers();
+        assert_eq!((answers.len(), answers[0].0.seq), (1, iss));
+        script.send(101, iss + 1, ACK, TcpOptions::default(), &[]);
+    }
+    script.wait(KEEPALIVE);
+    assert_eq!(script.answers().len(), 1);
+    for _ in 2..=9 {
+        script.wait(Duration::from_secs(75) - MS);
+        assert!(script.answers().is_empty(), "too early");
+        script.wait(MS);
+        assert_eq!(script.answers()[0].0.flags, ACK);
+    }
+    script.wait(Duration::from_secs(75) - MS);
+    assert!(script.answers().is_empty() && script.engine.connections() == 1);
+    script.wait(MS);
+    assert!(script.answers()[0].0.flags.contains(TcpFlags::RST));
+    assert_eq!(script.engine.connections(), 0);
+    assert_eq!(script.engine.metrics.keepalive_probes, 2 + 9);
 }

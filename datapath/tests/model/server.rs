@@ -27,6 +27,7 @@ impl Server {
                 .collect(),
             checksum: config.checksum,
             joins: JoinPolicy::AnyPort,
+            keepalive: None,
         };
         let interfaces = paths.map(|_| InterfaceConfig { mtu: MTU }).collect();
         let mut engine = EngineConfig::new(interfaces, vec![service]);

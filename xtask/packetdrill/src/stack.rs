@@ -73,6 +73,7 @@ impl Stack {
             // As Linux has it by default.
             checksum: false,
             joins: JoinPolicy::AnyPort,
+            keepalive: None,
         };
         let mtu = if addr.is_ipv6() { MTU_IPV6 } else { MTU_IPV4 };
         let mut config = EngineConfig::new(vec![InterfaceConfig { mtu }], vec![service]);
