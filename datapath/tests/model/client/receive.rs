@@ -175,6 +175,10 @@ impl Client {
         }
         let s = &mut self.subflows[i];
         if header.flags.contains(TcpFlags::SYN) {
+            if s.finished() {
+                // A late copy of our SYN opened a connection that nobody wants.
+                return;
+            }
             // Our third ACK was lost.
             assert_eq!(at, 0, "a second SYN/ACK has another number");
             // RFC 8684 §3.1: it is sent again as it was.
