@@ -1,19 +1,10 @@
 //! MP_JOIN (RFC 8684 §3.2) and what happens when a subflow goes.
 
-use crate::model::apps::Behaviour;
+use crate::model::apps::{Behaviour, ECHO};
 use crate::model::client::{ClientConfig, Quirks};
 use crate::model::sim::{Family, Sim, SimConfig};
 use crate::model::subflow::State;
 use crate::model::{assert_same, seeds, stream};
-
-const ECHO: Behaviour = Behaviour {
-    echo: true,
-    send_bytes: 0,
-    seed: 0,
-    close_first: false,
-    paused: false,
-    abort_after_bytes: None,
-};
 
 fn connected(app: Behaviour, quirks: Quirks) -> Sim {
     let mut sim = Sim::new(SimConfig::with(app));

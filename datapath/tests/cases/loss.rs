@@ -1,21 +1,12 @@
 //! What gets lost, doubled and out of order comes out right all the same.
 
-use crate::model::apps::Behaviour;
+use crate::model::apps::{Behaviour, ECHO};
 use crate::model::client::ClientConfig;
 use crate::model::net::{Path, Side};
 use crate::model::sim::{Family, Sim, SimConfig};
 use crate::model::{assert_same, seeds, stream};
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::time::Duration;
-
-const ECHO: Behaviour = Behaviour {
-    echo: true,
-    send_bytes: 0,
-    seed: 0,
-    close_first: false,
-    paused: false,
-    abort_after_bytes: None,
-};
 
 fn rough(loss: u32, duplicate: u32, reorder: u32) -> Path {
     Path {

@@ -1,20 +1,11 @@
 //! Streams come out as they went in, whatever the options.
 
-use crate::model::apps::Behaviour;
+use crate::model::apps::{Behaviour, ECHO};
 use crate::model::client::{ClientConfig, Mode};
 use crate::model::net::{Path, Side};
 use crate::model::sim::{Family, Sim, SimConfig};
 use crate::model::{assert_same, stream};
 use mpx_datapath::time::Duration;
-
-const ECHO: Behaviour = Behaviour {
-    echo: true,
-    send_bytes: 0,
-    seed: 0,
-    close_first: false,
-    paused: false,
-    abort_after_bytes: None,
-};
 
 /// The client sends `len` octets, gets the same back, and both sides close.
 fn echo(mut sim: Sim, client: ClientConfig, subflows: usize, len: usize) -> Sim {

@@ -25,6 +25,16 @@ pub struct Behaviour {
     pub abort_after_bytes: Option<usize>,
 }
 
+/// Sends back what it receives.
+pub const ECHO: Behaviour = Behaviour {
+    echo: true,
+    send_bytes: 0,
+    seed: 0,
+    close_first: false,
+    paused: false,
+    abort_after_bytes: None,
+};
+
 /// What happened to one connection.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
