@@ -4,7 +4,7 @@ use crate::time::Duration;
 
 /// RFC 6298 §2.1: before the first measurement.
 pub const RTO_INITIAL: Duration = Duration::from_secs(1);
-/// RFC 6298 §2.4 says 1 s; 200 ms is what every large deployment uses, delayed ACKs included.
+/// RFC 6298 §2.4 says 1 s; 200 ms is what Linux keeps, too.
 pub const RTO_MIN: Duration = Duration::from_millis(200);
 /// RFC 6298 §2.5 allows a ceiling of 60 s or more.
 pub const RTO_MAX: Duration = Duration::from_secs(60);
