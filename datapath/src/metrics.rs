@@ -14,11 +14,6 @@ macro_rules! counters {
             pub fn entries(&self) -> Vec<(&'static str, u64)> {
                 vec![ $( ($name, self.$field) ),+ ]
             }
-
-            /// Sums the counters of another worker into this one.
-            pub fn add(&mut self, other: &Metrics) {
-                $( self.$field += other.$field; )+
-            }
         }
     };
 }

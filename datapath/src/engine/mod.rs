@@ -22,6 +22,7 @@ use crate::mptcp::connection::End;
 use crate::mptcp::{Connection, Mode};
 use crate::port::IfaceId;
 use crate::rand::Entropy;
+use crate::seq::TcpSeq;
 use crate::time::Instant;
 use crate::wheel::TimerWheel;
 use crate::wire::ParseError;
@@ -450,35 +451,41 @@ impl Engine {
         };
         options.mptcp.tcprst = reason;
         let (seq, ack, flags) = if theirs.flags.contains(TcpFlags::ACK) {
-            (theirs.ack, crate::seq::TcpSeq(0), TcpFlags::RST)
+            (theirs.ack, TcpSeq(0), TcpFlags::RST)
         } else {
             let ack = theirs.seq + segment.segment_len();
-            (crate::seq::TcpSeq(0), ack, TcpFlags::RST | TcpFlags::ACK)
+            (TcpSeq(0), ack, TcpFlags::RST | TcpFlags::ACK)
         };
         self.metrics.resets_sent += 1;
         self.metrics.mp_rst_tx += u64::from(reason.is_some());
-        self.reply(
-            iface,
-            segment,
-            TcpHeader {
-                src_port: theirs.dst_port,
-                dst_port: theirs.src_port,
-                seq,
-                ack,
-                flags,
-                window: 0,
-                urgent: 0,
-                options,
-            },
-        );
+        self.reply(iface, segment, seq, ack, flags, options);
     }
 
-    fn reply(&mut self, iface: IfaceId, segment: &Segment<'_>, header: TcpHeader) {
+    /// Queues a segment back to where `segment` came from.
+    fn reply(
+        &mut self,
+        iface: IfaceId,
+        segment: &Segment<'_>,
+        seq: TcpSeq,
+        ack: TcpSeq,
+        flags: TcpFlags,
+        options: TcpOptions,
+    ) {
         let queue = &mut self.transmit[usize::from(iface.0)].replies;
         if queue.len() >= REPLIES_MAX {
             self.metrics.replies_dropped += 1;
             return;
         }
+        let header = TcpHeader {
+            src_port: segment.tcp.dst_port,
+            dst_port: segment.tcp.src_port,
+            seq,
+            ack,
+            flags,
+            window: 0,
+            urgent: 0,
+            options,
+        };
         queue.push_back(Reply {
             link: segment.link.reversed(),
             src: segment.dst,

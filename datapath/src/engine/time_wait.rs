@@ -7,7 +7,7 @@ use crate::mptcp::connection::TimeWaitState;
 use crate::port::IfaceId;
 use crate::time::{Duration, Instant};
 use crate::wire::frame::Segment;
-use crate::wire::tcp::{TcpFlags, TcpHeader, TcpOptions};
+use crate::wire::tcp::{TcpFlags, TcpOptions};
 use slab::Slab;
 use std::collections::VecDeque;
 
@@ -157,20 +157,8 @@ impl Engine {
             timestamps: state.ts.map(|ts| ts.option(now)),
             ..TcpOptions::default()
         };
-        self.reply(
-            iface,
-            segment,
-            TcpHeader {
-                src_port: theirs.dst_port,
-                dst_port: theirs.src_port,
-                seq: state.snd_nxt,
-                ack: state.rcv_nxt,
-                flags: TcpFlags::ACK,
-                window: 0,
-                urgent: 0,
-                options,
-            },
-        );
+        let (seq, ack) = (state.snd_nxt, state.rcv_nxt);
+        self.reply(iface, segment, seq, ack, TcpFlags::ACK, options);
     }
 }
 

@@ -8,9 +8,9 @@ use crate::tcp::receiver::Receiver;
 use crate::tcp::sender::Sender;
 use crate::tcp::timestamp::TsState;
 use crate::time::Instant;
-use crate::wire::frame::Link;
+use crate::wire::frame::{self, Link};
 use crate::wire::mptcp::MpTcprst;
-use crate::wire::tcp::TcpHeader;
+use crate::wire::tcp::{TcpFlags, TcpHeader, TcpOptions};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
@@ -235,6 +235,33 @@ impl Subflow {
             return with_text.next().map(dsn);
         }
         with_text.map(dsn).reduce(DataSeq::min)
+    }
+
+    /// Writes the headers of a segment that acknowledges `rcv_nxt`, in front of `len` octets of text
+    /// that already lie in `frame` and whose sum is `sum`. Returns the length of the frame.
+    #[expect(clippy::too_many_arguments, reason = "all of it names one segment")]
+    pub fn emit(
+        &self,
+        frame: &mut [u8],
+        seq: TcpSeq,
+        flags: TcpFlags,
+        window: u16,
+        options: TcpOptions,
+        len: usize,
+        sum: u16,
+    ) -> usize {
+        let header = TcpHeader {
+            src_port: self.local.port(),
+            dst_port: self.remote.port(),
+            seq,
+            ack: self.rx.rcv_nxt,
+            flags,
+            window,
+            urgent: 0,
+            options,
+        };
+        let (local, remote) = (self.local.ip(), self.remote.ip());
+        frame::emit(frame, &self.link, local, remote, 0, &header, len, sum)
     }
 
     /// The earliest of this subflow's timers.

@@ -12,7 +12,7 @@ use crate::wire::frame;
 use crate::wire::mptcp::{
     CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFail, MpFastclose, MpJoin,
 };
-use crate::wire::tcp::{SackBlocks, TcpFlags, TcpHeader, TcpOptions, Timestamps};
+use crate::wire::tcp::{SackBlocks, TcpFlags, TcpOptions, Timestamps};
 
 impl Connection {
     /// Writes the next frame of subflow `index`; returns its length, 0 if there is nothing to send.
@@ -270,16 +270,6 @@ impl Connection {
             self.rcv.window_bytes()
         };
         let window = window.min(usize::from(u16::MAX));
-        let header = TcpHeader {
-            src_port: subflow.local.port(),
-            dst_port: subflow.remote.port(),
-            seq: subflow.tx.iss,
-            ack: subflow.rx.rcv_nxt,
-            flags: TcpFlags::SYN | TcpFlags::ACK,
-            window: window as u16,
-            urgent: 0,
-            options,
-        };
         subflow.rx.on_ack_sent(window);
         if subflow.tx.snd_nxt == subflow.tx.iss {
             subflow.tx.snd_nxt = subflow.tx.iss + 1;
@@ -288,16 +278,8 @@ impl Connection {
             self.rcv.on_advertised(window);
         }
         let subflow = &self.subflows[index];
-        frame::emit(
-            frame,
-            &subflow.link,
-            subflow.local.ip(),
-            subflow.remote.ip(),
-            0,
-            &header,
-            0,
-            0,
-        )
+        let flags = TcpFlags::SYN | TcpFlags::ACK;
+        subflow.emit(frame, subflow.tx.iss, flags, window as u16, options, 0, 0)
     }
 
     /// The last segment of a subflow.
@@ -320,26 +302,8 @@ impl Connection {
         metrics.resets_sent += 1;
         metrics.mp_rst_tx += u64::from(reset.reason.is_some());
         metrics.mp_fail_tx += u64::from(reset.fail_dsn.is_some());
-        let header = TcpHeader {
-            src_port: subflow.local.port(),
-            dst_port: subflow.remote.port(),
-            seq: subflow.tx.snd_nxt,
-            ack: subflow.rx.rcv_nxt,
-            flags: TcpFlags::RST | TcpFlags::ACK,
-            window: 0,
-            urgent: 0,
-            options,
-        };
-        let written = frame::emit(
-            frame,
-            &subflow.link,
-            subflow.local.ip(),
-            subflow.remote.ip(),
-            0,
-            &header,
-            0,
-            0,
-        );
+        let flags = TcpFlags::RST | TcpFlags::ACK;
+        let written = subflow.emit(frame, subflow.tx.snd_nxt, flags, 0, options, 0, 0);
         if self.end.is_none() {
             self.reinject_flight(index, metrics);
         }
@@ -460,25 +424,6 @@ impl Connection {
         self.rcv.on_advertised(window_bytes);
         let subflow = &mut self.subflows[index];
         subflow.rx.on_ack_sent(window_bytes);
-        let header = TcpHeader {
-            src_port: subflow.local.port(),
-            dst_port: subflow.remote.port(),
-            seq,
-            ack: subflow.rx.rcv_nxt,
-            flags,
-            window,
-            urgent: 0,
-            options,
-        };
-        frame::emit(
-            frame,
-            &subflow.link,
-            subflow.local.ip(),
-            subflow.remote.ip(),
-            0,
-            &header,
-            len,
-            sum,
-        )
+        subflow.emit(frame, seq, flags, window, options, len, sum)
     }
 }

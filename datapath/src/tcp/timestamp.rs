@@ -22,8 +22,8 @@ pub struct TsClock {
 
 impl TsClock {
     pub fn tsval(&self, now: Instant) -> u32 {
-        let mask = (1u32 << self.owner_bits) - 1;
-        ((now.as_millis() as u32).wrapping_add(self.offset) & !mask) | (self.owner & mask)
+        let clock_ms = (now.as_millis() as u32).wrapping_add(self.offset);
+        mpx_ebpf::timestamp_with_owner(clock_ms, self.owner, self.owner_bits)
     }
 }
 
