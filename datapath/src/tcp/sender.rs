@@ -3,7 +3,7 @@
 //! Loss is found by duplicate ACKs (RFC 5681 §3.2) or, with SACK, by what lies above a hole
 //! (RFC 6675 §4, `IsLost`), and else by the retransmission timer (RFC 6298 §5).
 
-use super::congestion::NewReno;
+use super::congestion::{Ack, CongestionControl, NewReno};
 use super::rtt::RttEstimator;
 use crate::seq::TcpSeq;
 use crate::time::{Duration, Instant};
@@ -79,7 +79,7 @@ pub struct Sender<M> {
     /// Largest text per segment, options not yet taken off.
     pub mss: usize,
     pub rtt: RttEstimator,
-    pub cc: NewReno,
+    pub cc: Box<dyn CongestionControl>,
     flight: VecDeque<Sent<M>>,
     /// Octets thought to be in the network (RFC 6675 §2).
     pipe: usize,
@@ -105,7 +105,7 @@ impl<M: Copy> Sender<M> {
             wl2: iss,
             mss,
             rtt: RttEstimator::default(),
-            cc: NewReno::new(mss),
+            cc: Box::new(NewReno::new(mss)),
             flight: VecDeque::new(),
             pipe: 0,
             lost_segments: 0,
@@ -222,7 +222,14 @@ impl<M: Copy> Sender<M> {
             }
             let grows = !matches!(self.recovery, Some(Recovery::Fast(_)));
             if grows && was_limited {
-                self.cc.on_ack(outcome.advanced);
+                self.cc.on_ack(&Ack {
+                    now,
+                    acked_bytes: outcome.advanced,
+                    rtt: None,
+                    srtt: self.rtt.srtt(),
+                    min_rtt: None,
+                    siblings: &[],
+                });
             }
             self.rearm(now);
         }
@@ -231,7 +238,7 @@ impl<M: Copy> Sender<M> {
         if newly_sacked || repeats {
             self.duplicate_acks += 1;
         }
-        outcome.loss_found = self.find_losses(flight_size);
+        outcome.loss_found = self.find_losses(now, flight_size);
         outcome
     }
 
@@ -240,7 +247,7 @@ impl<M: Copy> Sender<M> {
     pub fn on_timeout(&mut self, now: Instant) {
         let first = self.rtt.backoff() == 0;
         self.rtt.on_timeout();
-        self.cc.on_timeout(self.pipe, first);
+        self.cc.on_timeout(now, self.pipe, first);
         // RFC 2018 §8: a head that was SACKed and is not acknowledged means the peer dropped it.
         let reneged = self.flight.front().is_some_and(|s| s.fate == Fate::Sacked);
         for sent in &mut self.flight {
@@ -401,7 +408,7 @@ impl<M: Copy> Sender<M> {
 
     /// Takes for lost what enough later segments have overtaken, and enters recovery.
     /// `flight_size`: octets sent and not acknowledged, SACKed ones included (RFC 5681 §2).
-    fn find_losses(&mut self, flight_size: usize) -> bool {
+    fn find_losses(&mut self, now: Instant, flight_size: usize) -> bool {
         let lost_before = self.lost_segments;
         let mut sacked_above = 0;
         let mut overtaken = 0;
@@ -429,7 +436,7 @@ impl<M: Copy> Sender<M> {
         let found = self.lost_segments > lost_before;
         if found && self.recovery.is_none() {
             self.recovery = Some(Recovery::Fast(self.snd_nxt));
-            self.cc.on_loss(flight_size);
+            self.cc.on_congestion(now, flight_size);
             self.retransmit_now = true;
         }
         found
