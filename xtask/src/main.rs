@@ -78,21 +78,20 @@ enum Command {
         seconds: u64,
     },
     /// Plays seeds of the deterministic simulator, or replays one with a listing of all its frames
+    #[command(group(clap::ArgGroup::new("task").required(true)))]
     Sim {
         /// Seeds to play
-        #[arg(
-            long,
-            value_name = "N",
-            required_unless_present = "seed",
-            conflicts_with = "seed"
-        )]
+        #[arg(long, value_name = "N", group = "task")]
         seeds: Option<u64>,
         /// The first of them
-        #[arg(long, value_name = "S", default_value_t = 0, conflicts_with = "seed")]
+        #[arg(long, value_name = "S", default_value_t = 0, conflicts_with_all = ["seed", "throughput"])]
         from: u64,
         /// Replay this one
-        #[arg(long, value_name = "S")]
+        #[arg(long, value_name = "S", group = "task")]
         seed: Option<u64>,
+        /// Compare the table of throughputs with the file, or write it with UPDATE_EXPECT=1
+        #[arg(long, group = "task")]
+        throughput: bool,
         /// Where the frames of a replay go; sim-SEED.pcapng if not given
         #[arg(long, value_name = "FILE", requires = "seed")]
         capture: Option<std::path::PathBuf>,
@@ -190,6 +189,9 @@ fn run(command: Command) -> Result<(), String> {
             capture,
             ..
         } => sim::run(sim::Task::Replay { seed, capture }),
+        Command::Sim {
+            throughput: true, ..
+        } => sim::run(sim::Task::Throughput),
         Command::Sim { seeds, from, .. } => sim::run(sim::Task::Sweep {
             from,
             seeds: seeds.unwrap_or_default(),

@@ -10,6 +10,7 @@ use crate::ui;
 pub(crate) enum Task {
     Sweep { from: u64, seeds: u64 },
     Replay { seed: u64, capture: Option<PathBuf> },
+    Throughput,
 }
 
 pub(crate) fn run(task: Task) -> Result<(), String> {
@@ -30,6 +31,9 @@ pub(crate) fn run(task: Task) -> Result<(), String> {
         Task::Sweep { from, seeds } => {
             command.args(["--from", &from.to_string(), "--seeds", &seeds.to_string()]);
         }
+        Task::Throughput => {
+            command.arg("--throughput");
+        }
         Task::Replay { seed, capture } => {
             // The test program runs in the folder of its package.
             let file = capture.unwrap_or_else(|| format!("sim-{seed}.pcapng").into());
@@ -49,6 +53,6 @@ pub(crate) fn run(task: Task) -> Result<(), String> {
     if status.success() {
         Ok(())
     } else {
-        Err("the simulator found a violation; it is described above".into())
+        Err("the simulator found something; it is described above".into())
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Without arguments it plays a bounded sweep and the seeds that once failed. `--seeds N [--from S]`
 //! sweeps; `--seed S` replays one with a listing of all frames and, with `--capture FILE`, a
-//! pcapng.
+//! pcapng. `--throughput` only fills the table of throughputs.
 
 #![allow(unreachable_pub)]
 
@@ -11,6 +11,7 @@
 mod model;
 mod run;
 mod scenario;
+mod throughput;
 
 use run::Outcome;
 use scenario::Scenario;
@@ -53,6 +54,7 @@ const FAILURES_MAX: usize = 20;
 enum Task {
     Sweep { from: u64, count: u64 },
     Replay { seed: u64, capture: Option<PathBuf> },
+    Throughput,
     Default,
     Nothing,
 }
@@ -72,7 +74,8 @@ fn main() -> ExitCode {
         Task::Nothing => true,
         Task::Sweep { from, count } => sweep(from, count),
         Task::Replay { seed, capture } => replay(seed, capture),
-        Task::Default => failed_once() & sweep(0, run::bounded_sweep()),
+        Task::Throughput => throughput_table(),
+        Task::Default => failed_once() & throughput_table() & sweep(0, run::bounded_sweep()),
     };
     if passed {
         ExitCode::SUCCESS
@@ -97,6 +100,7 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Task, String> {
             "--seeds" => seeds = Some(number("--seeds")?),
             "--from" => from = Some(number("--from")?),
             "--seed" => seed = Some(number("--seed")?),
+            "--throughput" => return Ok(Task::Throughput),
             "--capture" => {
                 let file = args.next().ok_or("--capture needs a file behind it")?;
                 capture = Some(PathBuf::from(file));
@@ -167,6 +171,11 @@ fn failed_once() -> bool {
         }
     }
     passed
+}
+
+fn throughput_table() -> bool {
+    // What differs is shown by the panic.
+    panic::catch_unwind(throughput::check).is_ok()
 }
 
 fn sweep(from: u64, count: u64) -> bool {
