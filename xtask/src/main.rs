@@ -89,6 +89,9 @@ enum Command {
         /// Replay this one
         #[arg(long, value_name = "S", group = "task")]
         seed: Option<u64>,
+        /// With the first so many layers of what the seeds stand for: earlier versions had fewer
+        #[arg(long, value_name = "N", conflicts_with = "throughput")]
+        layers: Option<u64>,
         /// Compare the table of throughputs with the file, or write it with UPDATE_EXPECT=1
         #[arg(long, group = "task")]
         throughput: bool,
@@ -186,16 +189,22 @@ fn run(command: Command) -> Result<(), String> {
         Command::Figures { runs, seconds } => figures::run(runs, seconds),
         Command::Sim {
             seed: Some(seed),
+            layers,
             capture,
             ..
-        } => sim::run(sim::Task::Replay { seed, capture }),
+        } => sim::run(sim::Task::Replay { seed, capture }, layers),
         Command::Sim {
             throughput: true, ..
-        } => sim::run(sim::Task::Throughput),
-        Command::Sim { seeds, from, .. } => sim::run(sim::Task::Sweep {
+        } => sim::run(sim::Task::Throughput, None),
+        Command::Sim {
+            seeds,
             from,
-            seeds: seeds.unwrap_or_default(),
-        }),
+            layers,
+            ..
+        } => {
+            let seeds = seeds.unwrap_or_default();
+            sim::run(sim::Task::Sweep { from, seeds }, layers)
+        }
         Command::Packetdrill { path, filter, show } => packetdrill::run(&path, &filter, show),
         Command::Veth(veth) => run_veth(veth),
         Command::Peer(peer) => peer::run(peer),

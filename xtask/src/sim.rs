@@ -13,7 +13,7 @@ pub(crate) enum Task {
     Throughput,
 }
 
-pub(crate) fn run(task: Task) -> Result<(), String> {
+pub(crate) fn run(task: Task, layers: Option<u64>) -> Result<(), String> {
     const TEST: [&str; 6] = ["test", "--profile", "sim", "-p", "mpx-datapath", "--test"];
     ui::step("Building the simulator", |progress| {
         project::cargo()
@@ -45,6 +45,9 @@ pub(crate) fn run(task: Task) -> Result<(), String> {
                 .arg("--capture")
                 .arg(file);
         }
+    }
+    if let Some(layers) = layers {
+        command.args(["--layers", &layers.to_string()]);
     }
     // What it says goes straight to the user: it may run for hours.
     let status = command

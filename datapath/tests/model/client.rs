@@ -8,17 +8,18 @@ mod transmit;
 pub mod watch;
 
 use super::subflow::{Mapping, Role, Sent, State, Subflow};
-use super::{Rng, dss_checksum, join_hmac, ones_complement, token_and_idsn};
+use super::{Rng, add_addr_hmac, dss_checksum, join_hmac, ones_complement, token_and_idsn};
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::frame::{self, Link, Segment};
 use mpx_datapath::wire::mptcp::{
-    CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFastclose, MpJoin, MptcpOptions,
+    AddAddr, CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFastclose, MpJoin, MpPrio,
+    MptcpOptions, RemoveAddr,
 };
 use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use watch::Edges;
 
 const JOIN_ACK_RTO: Duration = Duration::from_millis(300);
@@ -45,8 +46,28 @@ pub struct ClientConfig {
     pub flight_segments: usize,
     /// The DATA_FIN rides on the last octets where there are any.
     pub data_fin_with_data: bool,
+    pub ack: AckPolicy,
+    /// Reports what it gets twice (RFC 2883), if SACK is agreed.
+    pub dsack: bool,
     pub quirks: Quirks,
     pub seed: u64,
+}
+
+/// When segments that come in order are acknowledged: one in `every` at once, and the others after
+/// `delay` at most (RFC 9293 §3.8.6.3 has 2 and 500 ms; a receiver that gathers segments has more).
+#[derive(Clone, Copy, Debug)]
+pub struct AckPolicy {
+    pub every: u32,
+    pub delay: Duration,
+}
+
+impl Default for AckPolicy {
+    fn default() -> AckPolicy {
+        AckPolicy {
+            every: 1,
+            delay: Duration::ZERO,
+        }
+    }
 }
 
 impl ClientConfig {
@@ -65,6 +86,8 @@ impl ClientConfig {
             random_segments: false,
             flight_segments: 32,
             data_fin_with_data: false,
+            ack: AckPolicy::default(),
+            dsack: true,
             quirks: Quirks::default(),
             seed: 1,
         }
@@ -92,6 +115,9 @@ pub struct Quirks {
     pub wrong_capable_key: bool,
     /// Its subflows end, its stream does not.
     pub no_data_fin: bool,
+    /// Whenever so many segments have come out of order it forgets what it has reported by SACK and
+    /// not acknowledged (RFC 2018 §8 allows it); 0 is never.
+    pub reneges_after: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,12 +227,19 @@ impl Client {
     }
 
     /// Starts another subflow to `remote`; returns its index.
-    pub fn join(&mut self, local: SocketAddr, remote: SocketAddr, iface: IfaceId) -> usize {
+    pub fn join(
+        &mut self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        iface: IfaceId,
+        backup: bool,
+    ) -> usize {
         let nonce = self.rng.next() as u32;
         let iss = self.rng.next() as u32;
         let address_id = self.subflows.len() as u8;
         let role = Role::Join {
             address_id,
+            backup,
             nonce,
             hmac: [0; 20],
         };
@@ -256,7 +289,7 @@ impl Client {
         for s in self.subflows.iter_mut().filter(|s| s.alive()) {
             if std::mem::take(&mut first) {
                 (s.fastclosing, s.needs_ack) = (true, true);
-                s.timer = None;
+                s.stop_timers();
             } else {
                 s.reset_due = Some(false);
             }
@@ -270,7 +303,7 @@ impl Client {
             s.answer_due = None;
             if s.alive() {
                 s.state = State::Gone;
-                s.timer = None;
+                s.stop_timers();
             }
         }
         (self.data_timer, self.data_fin_timer, self.persist_timer) = (None, None, None);
@@ -280,6 +313,43 @@ impl Client {
     pub fn leave(&mut self, i: usize) {
         self.subflows[i].leaving = true;
         self.carry_again(i);
+    }
+
+    /// From now on the buffer has this size. A smaller one takes back what was offered (RFC 9293
+    /// §3.8.6: it should not, and the other side must bear it).
+    pub fn resize_buffer(&mut self, bytes: usize) {
+        self.config.receive_buffer_bytes = bytes;
+        for s in self.subflows.iter_mut().filter(|s| s.alive()) {
+            (s.needs_ack, s.withdraws) = (true, true);
+        }
+    }
+
+    /// Asks for a subflow to be used only where nothing else works, or for the contrary
+    /// (RFC 8684 §3.3.8).
+    pub fn prioritise(&mut self, i: usize, backup: bool) {
+        let s = &mut self.subflows[i];
+        s.signals.prio = Some(MpPrio { backup });
+        s.needs_ack = true;
+    }
+
+    /// Names another address of ours, on subflow `i` (RFC 8684 §3.4.1).
+    pub fn advertise(&mut self, i: usize, address_id: u8, address: IpAddr) {
+        let hmac = add_addr_hmac(self.key, self.server_key, address_id, address);
+        let s = &mut self.subflows[i];
+        s.signals.add_addr = Some(AddAddr {
+            address_id,
+            address,
+            port: None,
+            hmac: Some(hmac),
+        });
+        s.needs_ack = true;
+    }
+
+    /// Takes an address back, on subflow `i` (RFC 8684 §3.4.2).
+    pub fn withdraw(&mut self, i: usize, address_id: u8) {
+        let s = &mut self.subflows[i];
+        s.signals.remove_addr = RemoveAddr::new(&[address_id]);
+        s.needs_ack = true;
     }
 
     /// Reads up to `n` octets where reading is stopped.
@@ -378,8 +448,10 @@ impl Client {
     }
 
     pub fn next_timeout(&self) -> Option<Instant> {
-        let subflows = self.subflows.iter().filter_map(|s| s.timer);
+        let subflows = self.subflows.iter();
         subflows
+            .flat_map(|s| [s.timer, s.ack_at])
+            .flatten()
             .chain(self.data_timer)
             .chain(self.data_fin_timer)
             .chain(self.persist_timer)
@@ -389,6 +461,9 @@ impl Client {
     pub fn on_timeout(&mut self, now: Instant) {
         for i in 0..self.subflows.len() {
             let s = &mut self.subflows[i];
+            if s.ack_at.is_some_and(|t| t <= now) {
+                (s.ack_at, s.needs_ack) = (None, true);
+            }
             if s.timer.is_none_or(|t| t > now) {
                 continue;
             }

@@ -14,6 +14,7 @@ pub mod trace;
 
 use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
+use std::net::IpAddr;
 
 /// SplitMix64: one number repeats a whole run.
 #[derive(Clone, Debug)]
@@ -87,6 +88,21 @@ pub fn join_hmac(key_a: u64, key_b: u64, nonce_a: u32, nonce_b: u32) -> [u8; 32]
     mac.update(&nonce_a.to_be_bytes());
     mac.update(&nonce_b.to_be_bytes());
     mac.finalize().into_bytes().into()
+}
+
+/// What ADD_ADDR proves itself with: the last 64 bits of an HMAC keyed like those of MP_JOIN
+/// (RFC 8684 §3.4.1), here over an address without a port.
+pub fn add_addr_hmac(key_a: u64, key_b: u64, address_id: u8, address: IpAddr) -> u64 {
+    let key = [key_a.to_be_bytes(), key_b.to_be_bytes()].concat();
+    let mut mac = Hmac::<Sha256>::new_from_slice(&key).expect("HMAC takes keys of any length");
+    mac.update(&[address_id]);
+    match address {
+        IpAddr::V4(v4) => mac.update(&v4.octets()),
+        IpAddr::V6(v6) => mac.update(&v6.octets()),
+    }
+    mac.update(&[0, 0]);
+    let hmac: [u8; 32] = mac.finalize().into_bytes().into();
+    hmac[24..].iter().fold(0, |n, b| n << 8 | u64::from(*b))
 }
 
 /// The DSS checksum, word by word as RFC 8684 §3.3.1 describes it.

@@ -22,6 +22,8 @@ pub struct Path {
     pub reorder_permille: u32,
     /// Every frame takes up to this much longer; they stay in order.
     pub jitter: Duration,
+    /// Frames arrive together at the end of every slot of this length; 0 is one by one.
+    pub slot: Duration,
     /// So many frames begin a burst: they are lost, and `burst_frames` of their direction after them.
     pub burst_permille: u32,
     pub burst_frames: u32,
@@ -42,6 +44,7 @@ impl Default for Path {
             duplicate_permille: 0,
             reorder_permille: 0,
             jitter: Duration::ZERO,
+            slot: Duration::ZERO,
             burst_permille: 0,
             burst_frames: 0,
             corrupt_permille: 0,
@@ -178,6 +181,9 @@ impl Net {
         }
         if self.rng.permille(path.reorder_permille) {
             at = at + path.delay * self.rng.below(4) as u32;
+        }
+        if path.slot > Duration::ZERO {
+            at = Instant(at.0.next_multiple_of(path.slot.as_nanos() as u64));
         }
         let mut fate = Fate::Arrives;
         if self.rng.permille(path.duplicate_permille) {

@@ -38,7 +38,7 @@ impl Family {
         SocketAddr::new(self.host(path, 2), SERVICE_PORT)
     }
 
-    fn host(self, path: usize, host: u16) -> IpAddr {
+    pub fn host(self, path: usize, host: u16) -> IpAddr {
         match self {
             Family::V4 => {
                 let [high, low] = host.to_be_bytes();
@@ -163,11 +163,16 @@ impl Sim {
 
     /// Starts another subflow of a client, from its address on `path` to the server's there.
     pub fn join(&mut self, c: usize, path: usize) -> usize {
+        self.join_as(c, path, false)
+    }
+
+    pub fn join_as(&mut self, c: usize, path: usize, backup: bool) -> usize {
         let client = &mut self.clients[c];
         let n = client.subflows.len();
         let host = self.config.family.host(path, 1000 + c as u16);
         let local = SocketAddr::new(host, 50_000 + n as u16);
-        client.join(local, self.config.family.server(path), IfaceId(path as u8))
+        let server = self.config.family.server(path);
+        client.join(local, server, IfaceId(path as u8), backup)
     }
 
     /// Goes on until `done`.

@@ -1,9 +1,11 @@
 //! One subflow of the model client: TCP and nothing else. Sequence numbers are offsets from the
 //! initial one, so the SYN is 0 and the first octet of data 1.
 
+use super::client::AckPolicy;
 use super::client::watch::Repair;
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::time::{Duration, Instant};
+use mpx_datapath::wire::mptcp::{AddAddr, MpPrio, RemoveAddr};
 use mpx_datapath::wire::tcp::TcpHeader;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -33,6 +35,7 @@ pub enum Role {
     Initial,
     Join {
         address_id: u8,
+        backup: bool,
         nonce: u32,
         hmac: [u8; 20],
     },
@@ -94,6 +97,28 @@ impl Sent {
     }
 }
 
+/// Signals for the next segment without text. They are not repeated.
+#[derive(Debug, Default)]
+pub struct Signals {
+    pub prio: Option<MpPrio>,
+    pub add_addr: Option<AddAddr>,
+    pub remove_addr: Option<RemoveAddr>,
+}
+
+impl Signals {
+    pub fn is_empty(&self) -> bool {
+        self.prio.is_none() && self.add_addr.is_none() && self.remove_addr.is_none()
+    }
+}
+
+/// Octets beyond a gap.
+#[derive(Debug, Default)]
+struct Ahead {
+    octets: Vec<u8>,
+    /// The later they came the higher it is.
+    number: u64,
+}
+
 #[derive(Debug)]
 pub struct Subflow {
     pub local: SocketAddr,
@@ -106,8 +131,12 @@ pub struct Subflow {
     pub snd_una: u64,
     pub snd_nxt: u64,
     pub rcv_nxt: u64,
-    /// Right edge of the window offered.
+    /// Right edge of the window offered: nothing beyond it is taken in.
     pub edge: u64,
+    /// The highest edge ever offered. It differs where the window was taken back.
+    pub edge_max: u64,
+    /// The next window may take back what was offered.
+    pub withdraws: bool,
     pub peer_scale: u8,
     pub our_scale: u8,
     pub timestamps: bool,
@@ -117,6 +146,14 @@ pub struct Subflow {
     pub tries: u32,
     pub timer: Option<Instant>,
     pub needs_ack: bool,
+    /// Segments in order that no ACK of ours has covered, and when one has to at the latest.
+    pub unacked: u32,
+    pub ack_at: Option<Instant>,
+    pub signals: Signals,
+    /// What came twice last and is to be reported (RFC 2883).
+    pub dsack: Option<(u64, u64)>,
+    /// Out-of-order segments until the next time that it forgets them; 0 is never.
+    pub reneges_in: u32,
     /// A reset to be sent, with MP_FASTCLOSE or without.
     pub reset_due: Option<bool>,
     /// MP_FASTCLOSE on an ACK is sent until a reset comes back.
@@ -139,7 +176,8 @@ pub struct Subflow {
     pub received: u64,
     /// Segments that the server sent more than once.
     pub seen_again: u64,
-    ahead: BTreeMap<u64, Vec<u8>>,
+    ahead: BTreeMap<u64, Ahead>,
+    arrivals: u64,
     duplicate_acks: u32,
 }
 
@@ -175,6 +213,8 @@ impl Subflow {
             snd_nxt: 1,
             rcv_nxt: 0,
             edge: 0,
+            edge_max: 0,
+            withdraws: false,
             peer_scale: 0,
             our_scale: 0,
             timestamps: false,
@@ -184,6 +224,11 @@ impl Subflow {
             tries: 0,
             timer: None,
             needs_ack: false,
+            unacked: 0,
+            ack_at: None,
+            signals: Signals::default(),
+            dsack: None,
+            reneges_in: 0,
             reset_due: None,
             fastclosing: false,
             answer_due: None,
@@ -198,6 +243,7 @@ impl Subflow {
             received: 0,
             seen_again: 0,
             ahead: BTreeMap::new(),
+            arrivals: 0,
             duplicate_acks: 0,
         }
     }
@@ -315,16 +361,22 @@ impl Subflow {
                 || self
                     .ahead
                     .get(&at)
-                    .is_some_and(|p| p.len() >= payload.len());
+                    .is_some_and(|p| p.octets.len() >= payload.len());
             self.seen_again += u64::from(seen);
+            // RFC 2883 §4: the octets of the latest segment that were there before.
+            if let Some(twice) = self.known_part(at, end) {
+                self.dsack = Some(twice);
+            }
+            self.arrivals += 1;
             let known = self.ahead.entry(at).or_default();
-            let alike = known.len().min(payload.len());
+            let alike = known.octets.len().min(payload.len());
             assert!(
-                known[..alike] == payload[..alike],
+                known.octets[..alike] == payload[..alike],
                 "other octets at {at} than before"
             );
-            if payload.len() > known.len() {
-                *known = payload.to_vec();
+            known.number = self.arrivals;
+            if payload.len() > known.octets.len() {
+                known.octets = payload.to_vec();
             }
         }
         let start = self.rcv_nxt;
@@ -334,7 +386,7 @@ impl Subflow {
             .first_entry()
             .filter(|e| *e.key() <= self.rcv_nxt)
         {
-            let (at, octets) = entry.remove_entry();
+            let (at, Ahead { octets, .. }) = entry.remove_entry();
             let skip = ((self.rcv_nxt - at) as usize).min(octets.len());
             ready.extend_from_slice(&octets[skip..]);
             self.rcv_nxt += (octets.len() - skip) as u64;
@@ -346,18 +398,71 @@ impl Subflow {
         (start, ready)
     }
 
-    /// What is there beyond a gap, as sequence numbers (RFC 2018), the newest not marked.
-    pub fn sack_ranges(&self) -> Vec<(u32, u32)> {
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for (at, octets) in &self.ahead {
+    /// The first stretch between `at` and `end` that is there already.
+    fn known_part(&self, at: u64, end: u64) -> Option<(u64, u64)> {
+        if at < self.rcv_nxt {
+            return Some((at, end.min(self.rcv_nxt)));
+        }
+        self.ranges_ahead()
+            .iter()
+            .map(|r| (r.0.max(at), r.1.min(end)))
+            .find(|part| part.0 < part.1)
+    }
+
+    /// What is there beyond a gap, and how late the latest of each stretch came.
+    fn ranges_ahead(&self) -> Vec<(u64, u64, u64)> {
+        let mut ranges: Vec<(u64, u64, u64)> = Vec::new();
+        for (at, Ahead { octets, number }) in &self.ahead {
             let end = at + octets.len() as u64;
             match ranges.last_mut() {
-                Some(r) if r.1 >= *at => r.1 = r.1.max(end),
-                _ => ranges.push((*at, end)),
+                Some(r) if r.1 >= *at => *r = (r.0, r.1.max(end), r.2.max(*number)),
+                _ => ranges.push((*at, end, *number)),
             }
         }
+        ranges
+    }
+
+    /// Blocks to report, as sequence numbers: what came twice, and around it what is there beyond a
+    /// gap (RFC 2883 §4), the latest first (RFC 2018 §4).
+    pub fn sack_blocks(&self, dsack: bool) -> Vec<(u32, u32)> {
+        let mut ranges = self.ranges_ahead();
+        let twice = self.dsack.filter(|_| dsack);
+        let encloses = |r: &(u64, u64, u64)| twice.is_some_and(|t| r.0 <= t.0 && t.1 <= r.1);
+        ranges.sort_by_key(|r| (!encloses(r), std::cmp::Reverse(r.2)));
         let seq = |at: u64| self.irs.wrapping_add(at as u32);
-        ranges.into_iter().map(|(l, r)| (seq(l), seq(r))).collect()
+        let ahead = ranges.iter().map(|r| (r.0, r.1));
+        let blocks = twice.into_iter().chain(ahead);
+        blocks.map(|(l, r)| (seq(l), seq(r))).collect()
+    }
+
+    /// Text or a FIN came, in order and expected or not: an ACK is owed, at once or later.
+    pub fn owe_ack(&mut self, now: Instant, policy: AckPolicy, at_once: bool) {
+        self.unacked += 1;
+        if at_once || self.unacked >= policy.every {
+            self.needs_ack = true;
+        } else {
+            self.ack_at.get_or_insert(now + policy.delay);
+        }
+    }
+
+    /// Nothing is missing before what came last.
+    pub fn in_order(&self) -> bool {
+        self.ahead.is_empty()
+    }
+
+    /// An ACK with SACK blocks has left. A receiver that reneges forgets what it named.
+    pub fn after_sack(&mut self, reneges_after: u32) {
+        if reneges_after == 0 {
+            return;
+        }
+        self.reneges_in = self.reneges_in.checked_sub(1).unwrap_or(reneges_after);
+        if self.reneges_in == 0 {
+            self.ahead.clear();
+        }
+    }
+
+    pub fn stop_timers(&mut self) {
+        (self.timer, self.ack_at) = (None, None);
     }
 
     /// The retransmission timer went off. `false`: nobody answers any more.
@@ -366,7 +471,7 @@ impl Subflow {
         if self.tries > TRIES_MAX {
             self.state = State::Gone;
             self.gave_up = true;
-            self.timer = None;
+            self.stop_timers();
             return false;
         }
         for sent in self.sent.iter_mut().filter(|s| !s.sacked) {

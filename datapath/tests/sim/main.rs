@@ -1,7 +1,7 @@
 //! The deterministic simulator: engine, clients, paths and time in one thread, all from one number.
 //!
 //! Without arguments it plays a bounded sweep and the seeds that once failed. `--seeds N [--from S]`
-//! sweeps; `--seed S` replays one with a listing of all frames and, with `--capture FILE`, a
+//! sweeps; `--seed S [--layers L]` replays one with a listing of all frames and, with `--capture FILE`, a
 //! pcapng. `--throughput` only fills the table of throughputs.
 
 #![allow(unreachable_pub)]
@@ -14,7 +14,7 @@ mod scenario;
 mod throughput;
 
 use run::Outcome;
-use scenario::Scenario;
+use scenario::{LAYERS, Scenario};
 use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::panic::{self, AssertUnwindSafe};
@@ -23,28 +23,37 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Seeds that failed once, and what they found.
-const FAILED_ONCE: &[(&str, u64)] = &[
-    ("an ACK that moves snd_una brings news of SACKed octets", 14),
+/// Seeds that failed once, in how many layers, and what they found.
+const FAILED_ONCE: &[(&str, u64, u64)] = &[
+    (
+        "an ACK that moves snd_una brings news of SACKed octets",
+        14,
+        1,
+    ),
     (
         "the FIN of a subflow that left is repeated when the octets before it are released",
         86,
+        1,
     ),
     (
         "a timeout that was backed off stays so where every window loses something",
         564,
+        1,
     ),
     (
         "a subflow without a measurement waits a minute to repeat what it lost",
         1544,
+        1,
     ),
     (
         "subflows that are backed off hold the stream and the send buffer",
         13567,
+        1,
     ),
     (
         "the only subflow that still works is reset for holding the send buffer",
         13540,
+        1,
     ),
 ];
 
@@ -52,8 +61,16 @@ const FAILED_ONCE: &[(&str, u64)] = &[
 const FAILURES_MAX: usize = 20;
 
 enum Task {
-    Sweep { from: u64, count: u64 },
-    Replay { seed: u64, capture: Option<PathBuf> },
+    Sweep {
+        from: u64,
+        count: u64,
+        layers: u64,
+    },
+    Replay {
+        seed: u64,
+        layers: u64,
+        capture: Option<PathBuf>,
+    },
     Throughput,
     Default,
     Nothing,
@@ -72,10 +89,20 @@ fn main() -> ExitCode {
     }
     let passed = match task {
         Task::Nothing => true,
-        Task::Sweep { from, count } => sweep(from, count),
-        Task::Replay { seed, capture } => replay(seed, capture),
+        Task::Sweep {
+            from,
+            count,
+            layers,
+        } => sweep(from, count, layers),
+        Task::Replay {
+            seed,
+            layers,
+            capture,
+        } => replay(seed, layers, capture),
         Task::Throughput => throughput_table(),
-        Task::Default => failed_once() & throughput_table() & sweep(0, run::bounded_sweep()),
+        Task::Default => {
+            failed_once() & throughput_table() & sweep(0, run::bounded_sweep(), LAYERS)
+        }
     };
     if passed {
         ExitCode::SUCCESS
@@ -85,7 +112,8 @@ fn main() -> ExitCode {
 }
 
 fn parse(args: impl Iterator<Item = String>) -> Result<Task, String> {
-    let (mut seeds, mut from, mut seed, mut capture) = (None, None, None, None);
+    let (mut seeds, mut from, mut seed, mut layers) = (None, None, None, None);
+    let mut capture = None;
     let mut filtered = false;
     let mut args = args.peekable();
     while let Some(arg) = args.next() {
@@ -100,6 +128,7 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Task, String> {
             "--seeds" => seeds = Some(number("--seeds")?),
             "--from" => from = Some(number("--from")?),
             "--seed" => seed = Some(number("--seed")?),
+            "--layers" => layers = Some(number("--layers")?),
             "--throughput" => return Ok(Task::Throughput),
             "--capture" => {
                 let file = args.next().ok_or("--capture needs a file behind it")?;
@@ -111,13 +140,19 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Task, String> {
             name => filtered |= !"sim".contains(name),
         }
     }
+    let layers = layers.unwrap_or(LAYERS);
     match (seeds, seed) {
         (Some(_), Some(_)) => Err("--seeds sweeps and --seed replays: give one of them".into()),
         (Some(count), None) => Ok(Task::Sweep {
             from: from.unwrap_or(0),
             count,
+            layers,
         }),
-        (None, Some(seed)) => Ok(Task::Replay { seed, capture }),
+        (None, Some(seed)) => Ok(Task::Replay {
+            seed,
+            layers,
+            capture,
+        }),
         (None, None) if filtered => Ok(Task::Nothing),
         (None, None) => Ok(Task::Default),
     }
@@ -131,8 +166,8 @@ thread_local! {
 /// No seed takes longer than this in real time, by far: something turns in circles.
 const HANG: Duration = Duration::from_secs(60);
 
-/// The seed under way, and when that began.
-static UNDER_WAY: Mutex<Option<(u64, Instant)>> = Mutex::new(None);
+/// The seed under way, its layers, and when that began.
+static UNDER_WAY: Mutex<Option<(u64, u64, Instant)>> = Mutex::new(None);
 
 /// Looks at the clock beside the simulation, which cannot do it itself when it hangs.
 fn watch_for_hangs() {
@@ -140,9 +175,9 @@ fn watch_for_hangs() {
         loop {
             std::thread::sleep(HANG / 10);
             let under_way = *UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((seed, since)) = under_way.filter(|u| u.1.elapsed() > HANG) {
+            if let Some((seed, layers, since)) = under_way.filter(|u| u.2.elapsed() > HANG) {
                 let error = format!("it hangs since {} s", since.elapsed().as_secs());
-                report_failure(&seed.to_string(), seed, &error);
+                report_failure(&seed.to_string(), seed, layers, &error);
                 std::process::exit(1);
             }
         }
@@ -150,10 +185,10 @@ fn watch_for_hangs() {
 }
 
 /// Plays one seed; `Err` says what was violated.
-fn play(seed: u64) -> Result<Outcome, String> {
-    let began = Some((seed, Instant::now()));
+fn play(seed: u64, layers: u64) -> Result<Outcome, String> {
+    let began = Some((seed, layers, Instant::now()));
     *UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner) = began;
-    let scenario = &Scenario::of(seed);
+    let scenario = &Scenario::of(seed, layers);
     panic::set_hook(Box::new(|info| {
         PANIC.with_borrow_mut(|text| *text = info.to_string());
     }));
@@ -164,10 +199,10 @@ fn play(seed: u64) -> Result<Outcome, String> {
 
 fn failed_once() -> bool {
     let mut passed = true;
-    for (name, seed) in FAILED_ONCE {
-        if let Err(error) = play(*seed) {
+    for (name, seed, layers) in FAILED_ONCE {
+        if let Err(error) = play(*seed, *layers) {
             passed = false;
-            report_failure(&format!("{seed} ({name})"), *seed, &error);
+            report_failure(&format!("{seed} ({name})"), *seed, *layers, &error);
         }
     }
     passed
@@ -178,24 +213,27 @@ fn throughput_table() -> bool {
     panic::catch_unwind(throughput::check).is_ok()
 }
 
-fn sweep(from: u64, count: u64) -> bool {
+fn sweep(from: u64, count: u64, layers: u64) -> bool {
     let began = Instant::now();
     let mut shown = began;
-    let mut total = Outcome::default();
+    let (mut total, mut slowest) = (Outcome::default(), from);
     let mut failures = Vec::new();
     let mut done = 0;
     for seed in from..from.saturating_add(count) {
-        match play(seed) {
+        match play(seed, layers) {
             Ok(outcome) => {
                 total.whole += outcome.whole;
                 total.aborted += outcome.aborted;
                 total.given_up += outcome.given_up;
                 total.octets += outcome.octets;
-                total.converged = total.converged.max(outcome.converged);
+                if outcome.converged > total.converged {
+                    total.converged = outcome.converged;
+                    slowest = seed;
+                }
             }
             Err(error) => {
                 failures.push(seed);
-                report_failure(&seed.to_string(), seed, &error);
+                report_failure(&seed.to_string(), seed, layers, &error);
             }
         }
         done += 1;
@@ -217,7 +255,7 @@ fn sweep(from: u64, count: u64) -> bool {
     progress(done, count, took, failures.len());
     eprintln!(
         "connections: {} whole, {} aborted on purpose, {} given up after faults; {} MB delivered; \
-         the slowest run took {:.0} s with its paths in order",
+         the slowest run, seed {slowest}, took {:.0} s with its paths in order",
         total.whole,
         total.aborted,
         total.given_up,
@@ -235,13 +273,17 @@ fn progress(done: u64, count: u64, took: Duration, failures: usize) {
     eprintln!("seeds: {done} of {count}, {per_second:.1} per second, {failures} failed");
 }
 
-fn report_failure(name: &str, seed: u64, error: &str) {
+fn report_failure(name: &str, seed: u64, layers: u64, error: &str) {
     let text: String = error.chars().take(600).collect();
-    eprintln!("seed {name} FAILED: {text}\n  replay: cargo xtask sim --seed {seed}");
+    let layers = match layers {
+        LAYERS => String::new(),
+        fewer => format!(" --layers {fewer}"),
+    };
+    eprintln!("seed {name} FAILED: {text}\n  replay: cargo xtask sim --seed {seed}{layers}");
 }
 
-fn replay(seed: u64, capture: Option<PathBuf>) -> bool {
-    let mut scenario = Scenario::of(seed);
+fn replay(seed: u64, layers: u64, capture: Option<PathBuf>) -> bool {
+    let mut scenario = Scenario::of(seed, layers);
     eprintln!("{scenario:#?}");
     scenario.sim.trace = true;
     scenario.sim.capture = capture;

@@ -4,10 +4,11 @@ use crate::model::client::Mode;
 use crate::model::sim::Sim;
 use crate::model::subflow::{Role, State};
 use crate::model::{effort, stream};
-use crate::scenario::{Abort, Close, Leave, Plan, Reading, Scenario, healed};
+use crate::scenario::{Abort, Close, Leave, Plan, Reading, Scenario, Signal, healed};
 use mpx_datapath::app::CloseCause;
 use mpx_datapath::time::{Duration, Instant};
 use std::net::SocketAddr;
+use std::num::NonZero;
 
 /// How often clients and apps look at what they have to do.
 const TICK: Duration = Duration::from_millis(25);
@@ -52,6 +53,8 @@ struct Actor<'a> {
     closed: bool,
     joins: usize,
     leaves: usize,
+    resizes: usize,
+    signals: usize,
     left: bool,
     aborted: bool,
     /// Only one of the two ends knew of the end when last looked at.
@@ -81,6 +84,8 @@ pub fn play(scenario: &Scenario) -> Outcome {
                 closed: false,
                 joins: 0,
                 leaves: 0,
+                resizes: 0,
+                signals: 0,
                 left: false,
                 aborted: false,
                 left_alone: false,
@@ -290,15 +295,26 @@ impl Actor<'_> {
             Reading::Slow(_) | Reading::Never if !faults => client.set_reading(true),
             _ => {}
         }
+        while let Some((_, bytes)) = plan.resizes.get(self.resizes).filter(|r| r.0 <= passed) {
+            self.resizes += 1;
+            client.resize_buffer(*bytes);
+        }
+        if !faults && client.config.receive_buffer_bytes < plan.config.receive_buffer_bytes {
+            client.resize_buffer(plan.config.receive_buffer_bytes);
+        }
         if client.mode != Mode::Multipath {
             return;
         }
-        while let Some((_, path)) = plan.joins.get(self.joins).filter(|j| j.0 <= passed) {
+        while let Some(join) = plan.joins.get(self.joins).filter(|j| j.at <= passed) {
             self.joins += 1;
             let over = client_is_closing(sim, c);
             if !over {
-                sim.join(c, *path);
+                sim.join_as(c, join.path, join.backup);
             }
+        }
+        while let Some((_, signal)) = plan.signals.get(self.signals).filter(|s| s.0 <= passed) {
+            self.signals += 1;
+            self.signal(sim, c, *signal);
         }
         while let Some((_, how)) = plan.leaves.get(self.leaves).filter(|l| l.0 <= passed) {
             self.leaves += 1;
@@ -324,6 +340,30 @@ impl Actor<'_> {
         if self.written == self.upload.len() && last && !self.closed {
             self.closed = true;
             client.close_write();
+        }
+    }
+
+    fn signal(&mut self, sim: &mut Sim, c: usize, signal: Signal) {
+        let (mut open, mut gone) = (Vec::new(), Vec::new());
+        for (i, s) in sim.clients[c].subflows.iter().enumerate() {
+            match s.open() {
+                true => open.push(i),
+                false => gone.push(i as u8),
+            }
+        }
+        let Some(of) = NonZero::new(open.len()) else {
+            return;
+        };
+        // An address that nothing uses: nobody has to be there.
+        let unused = sim.config.family.host(0, 9);
+        let client = &mut sim.clients[c];
+        match signal {
+            Signal::Priority { on, backup } => client.prioritise(open[on % of], backup),
+            Signal::Advertise { on } => client.advertise(open[on % of], 200, unused),
+            Signal::Withdraw { on } => {
+                // That of a subflow that is over, or one that was never named.
+                client.withdraw(open[on % of], gone.first().copied().unwrap_or(200));
+            }
         }
     }
 

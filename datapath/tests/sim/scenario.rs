@@ -2,7 +2,7 @@
 
 use crate::model::Rng;
 use crate::model::apps::Behaviour;
-use crate::model::client::{ClientConfig, Quirks};
+use crate::model::client::{AckPolicy, ClientConfig, Quirks};
 use crate::model::net::{Path, Side};
 use crate::model::sim::{Family, SimConfig};
 use mpx_datapath::time::Duration;
@@ -14,6 +14,10 @@ const STREAM_MAX_BYTES: usize = 500_000;
 const ROUND_TRIPS_MAX: usize = 300;
 /// A stream takes so many segments at most.
 const SEGMENTS_MAX: usize = 2000;
+
+/// Draws of a seed, laid over each other. Each layer has a stream of its own: what is added in a new
+/// one leaves to every seed what it drew before.
+pub const LAYERS: u64 = 2;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -38,10 +42,20 @@ pub struct Plan {
     pub write_bytes: usize,
     pub reading: Reading,
     pub close: Close,
-    /// On which path another subflow starts.
-    pub joins: Vec<(Duration, usize)>,
+    pub joins: Vec<Join>,
     pub leaves: Vec<(Duration, Leave)>,
     pub abort: Option<(Duration, Abort)>,
+    /// Other sizes of its receive buffer, while the paths are bad.
+    pub resizes: Vec<(Duration, usize)>,
+    pub signals: Vec<(Duration, Signal)>,
+}
+
+/// Another subflow.
+#[derive(Clone, Copy, Debug)]
+pub struct Join {
+    pub at: Duration,
+    pub path: usize,
+    pub backup: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +89,14 @@ pub enum Abort {
     Vanish,
 }
 
+/// What a client says of its addresses, on a subflow that `on` chooses among those that are open.
+#[derive(Clone, Copy, Debug)]
+pub enum Signal {
+    Priority { on: usize, backup: bool },
+    Advertise { on: usize },
+    Withdraw { on: usize },
+}
+
 impl Plan {
     /// Octets that the app sends in the end.
     pub fn download_bytes(&self) -> usize {
@@ -86,8 +108,18 @@ impl Plan {
 }
 
 impl Scenario {
-    pub fn of(seed: u64) -> Scenario {
-        let mut draw = Draw(Rng(seed ^ 0x6d70_7864_0000_0000));
+    /// What `seed` stands for in the first `layers`.
+    pub fn of(seed: u64, layers: u64) -> Scenario {
+        let mut scenario = Scenario::base(seed);
+        if layers > 1 {
+            Draw::new(seed, 1).receivers(&mut scenario);
+        }
+        scenario
+    }
+
+    /// The first layer.
+    fn base(seed: u64) -> Scenario {
+        let mut draw = Draw::new(seed, 0);
         let family = draw.pick(&[Family::V4, Family::V4, Family::V6]);
         let faults = draw.millis(3_000, 30_000);
         let bases: Vec<Path> = (0..1 + draw.below(4)).map(|_| draw.path()).collect();
@@ -139,6 +171,10 @@ pub fn healed(base: &Path) -> Path {
 struct Draw(Rng);
 
 impl Draw {
+    fn new(seed: u64, layer: u64) -> Draw {
+        Draw(Rng(seed ^ 0x6d70_7864_0000_0000 ^ (layer << 56)))
+    }
+
     fn below(&mut self, n: usize) -> usize {
         self.0.below(n)
     }
@@ -313,7 +349,11 @@ impl Draw {
         let (mut joins, mut leaves) = (Vec::new(), Vec::new());
         if multipath && !stripped && !crowd {
             for _ in 0..self.below(5) {
-                joins.push((self.millis(0, end), self.below(paths)));
+                joins.push(Join {
+                    at: self.millis(0, end),
+                    path: self.below(paths),
+                    backup: false,
+                });
             }
             for _ in 0..self.below(1 + joins.len()) {
                 leaves.push((self.millis(0, end), self.pick(&[Leave::Reset, Leave::Fin])));
@@ -343,6 +383,63 @@ impl Draw {
             joins,
             leaves,
             abort,
+            resizes: Vec::new(),
+            signals: Vec::new(),
+        }
+    }
+
+    /// How clients acknowledge what they get, what they do with their windows, and what they say of
+    /// their addresses; paths that bring frames in bursts.
+    fn receivers(&mut self, scenario: &mut Scenario) {
+        let end = scenario.faults.as_millis() as usize;
+        for i in 0..scenario.sim.paths.len() {
+            if self.one_in(5) {
+                let slot = Duration::from_micros(self.magnitude(50_000) as u64);
+                scenario.sim.paths[i].slot = slot;
+                let weather = scenario.weather.iter_mut().filter(|w| w.1 == i);
+                weather.for_each(|w| w.2.slot = slot);
+            }
+        }
+        for plan in &mut scenario.clients {
+            plan.config.ack = AckPolicy {
+                every: self.pick(&[1, 2, 2, 2, 3, 4, 8]),
+                delay: self.millis(10, 200),
+            };
+            plan.config.dsack = !self.one_in(4);
+            if self.one_in(10) {
+                plan.config.quirks.reneges_after = self.magnitude(40) as u32;
+            }
+            if !plan.config.multipath && self.one_in(8) {
+                for _ in 0..1 + self.below(4) {
+                    let bytes = self.magnitude(plan.config.receive_buffer_bytes);
+                    plan.resizes.push((self.millis(0, end), bytes));
+                }
+                plan.resizes.sort();
+            }
+            let quirks = &plan.config.quirks;
+            let stripped = quirks.no_options_after_syn || quirks.no_options_after_third_ack;
+            if !plan.config.multipath || stripped {
+                continue;
+            }
+            for join in &mut plan.joins {
+                join.backup = self.one_in(3);
+            }
+            if self.one_in(3) {
+                for _ in 0..1 + self.below(6) {
+                    let signal = self.signal();
+                    plan.signals.push((self.millis(0, end), signal));
+                }
+                plan.signals.sort_by_key(|s| s.0);
+            }
+        }
+    }
+
+    fn signal(&mut self) -> Signal {
+        let on = self.below(8);
+        match self.below(4) {
+            0 => Signal::Advertise { on },
+            1 => Signal::Withdraw { on },
+            n => Signal::Priority { on, backup: n == 2 },
         }
     }
 

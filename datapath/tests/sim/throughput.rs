@@ -4,7 +4,7 @@
 //! throughput: `UPDATE_EXPECT=1` in the environment writes the file anew.
 
 use crate::model::apps::Behaviour;
-use crate::model::client::ClientConfig;
+use crate::model::client::{AckPolicy, ClientConfig};
 use crate::model::net::Path;
 use crate::model::sim::{Family, Sim, SimConfig};
 use expect_test::expect_file;
@@ -83,6 +83,10 @@ fn download(seed: u64, loss_permille: u32, receive_buffer_bytes: usize) -> (usiz
     let began = sim.now;
     let c = sim.connect(ClientConfig {
         receive_buffer_bytes,
+        ack: AckPolicy {
+            every: 2,
+            delay: Duration::from_millis(40),
+        },
         ..ClientConfig::plain(Family::V4.server(0))
     });
     sim.run(|sim| {

@@ -29,7 +29,7 @@ impl Client {
         } else if s.fastclosing {
             if reset {
                 s.state = State::Gone;
-                s.timer = None;
+                s.stop_timers();
             }
         } else if s.state == State::SynSent {
             self.on_syn_ack(i, header);
@@ -89,7 +89,10 @@ impl Client {
                 }
             }
             Role::Join {
-                address_id, nonce, ..
+                address_id,
+                backup,
+                nonce,
+                ..
             } => {
                 let Some(MpJoin::SynAck {
                     hmac,
@@ -107,6 +110,7 @@ impl Client {
                 hmac[3] ^= u8::from(self.config.quirks.wrong_join_hmac);
                 s.role = Role::Join {
                     address_id,
+                    backup,
                     nonce,
                     hmac,
                 };
@@ -143,7 +147,7 @@ impl Client {
             s.needs_ack |= at > s.rcv_nxt && at < s.edge;
             if at == s.rcv_nxt {
                 s.state = State::Reset(options.mptcp.tcprst.map(|r| r.reason));
-                s.timer = None;
+                s.stop_timers();
                 if let Some(MpFastclose { receiver_key }) = options.mptcp.fastclose {
                     assert_eq!(
                         receiver_key, self.key,
@@ -201,12 +205,17 @@ impl Client {
         let window = u64::from(header.window) << s.peer_scale;
         let ack = unwrap(s.iss, s.snd_una, header.ack.0);
         let progress = s.on_ack(now, header, pure);
-        s.needs_ack |= !payload.is_empty() || fin || at < s.rcv_nxt;
+        // RFC 5681 §4.2: out of order, or where something is missing, it is acknowledged at once.
+        if !payload.is_empty() || fin || at < s.rcv_nxt {
+            let smooth = at == s.rcv_nxt && s.in_order() && !fin;
+            let taken = at + payload.len() as u64 <= s.edge;
+            s.owe_ack(now, self.config.ack, !smooth || !taken);
+        }
         // RFC 9293 §3.10.7.4: what lies beyond the window is not taken, as a probe of a closed
         // window does.
         let room = s.edge.saturating_sub(at).min(payload.len() as u64) as usize;
+        let beyond = (at + payload_len as u64).saturating_sub(s.edge_max.max(at)) as usize;
         let (payload, fin) = (&payload[..room], fin && room == payload.len());
-        let beyond = payload_len - room;
         if self.mode == Mode::Tcp {
             self.on_plain_ack(ack, window, options);
         } else {

@@ -1,5 +1,6 @@
 //! What goes to the server.
 
+use super::super::subflow::Signals;
 use super::*;
 
 impl Client {
@@ -62,10 +63,33 @@ impl Client {
             if s.state == State::JoinWait && s.timer.is_none() {
                 s.timer = Some(now + JOIN_ACK_RTO);
             }
-            let options = self.options(now, i);
+            let mut options = self.options(now, i);
+            self.add_signals(i, &mut options);
             return Some(self.emit(i, TcpFlags::ACK, self.subflows[i].snd_nxt, options, &[]));
         }
         None
+    }
+
+    /// What is to be told once, if there is room beside the DATA_ACK.
+    fn add_signals(&mut self, i: usize, options: &mut TcpOptions) {
+        let signals = &mut self.subflows[i].signals;
+        if !self.confirmed || signals.is_empty() {
+            return;
+        }
+        let Signals {
+            prio,
+            add_addr,
+            remove_addr,
+        } = std::mem::take(signals);
+        let mut with = *options;
+        // RFC 8684 §3.4.1: with a signal it is no duplicate ACK; blocks can wait.
+        with.sack = Default::default();
+        (with.mptcp.prio, with.mptcp.add_addr) = (prio, add_addr);
+        with.mptcp.remove_addr = remove_addr;
+        // An IPv6 address does not beside timestamps.
+        if with.fits() {
+            *options = with;
+        }
     }
 
     /// The next stretch of the stream for subflow `i`: first what another one lost.
@@ -249,10 +273,10 @@ impl Client {
             }
         }
         if s.sack {
-            for (left, right) in s.sack_ranges() {
+            for (left, right) in s.sack_blocks(self.config.dsack) {
                 let before = options;
                 options.sack.push(TcpSeq(left), TcpSeq(right));
-                if !options.fits() {
+                if !options.fits() || before.sack == options.sack {
                     return before;
                 }
             }
@@ -358,11 +382,14 @@ impl Client {
             }
             Role::Initial => {}
             Role::Join {
-                address_id, nonce, ..
+                address_id,
+                backup,
+                nonce,
+                ..
             } => {
                 let token = self.token();
                 options.mptcp.join = Some(MpJoin::Syn {
-                    backup: false,
+                    backup,
                     address_id,
                     token,
                     nonce,
@@ -375,7 +402,7 @@ impl Client {
     fn emit_reset(&mut self, now: Instant, i: usize, fastclose: bool) -> Vec<u8> {
         let s = &mut self.subflows[i];
         s.state = State::Gone;
-        s.timer = None;
+        s.stop_timers();
         let mut options = TcpOptions::default();
         if s.timestamps {
             let tsecr = s.ts_recent;
@@ -443,7 +470,18 @@ impl Client {
         };
         if !syn {
             s.needs_ack = false;
-            s.edge = s.edge.max(s.rcv_nxt + (u64::from(window) << s.our_scale));
+            (s.unacked, s.ack_at) = (0, None);
+            let offered = s.rcv_nxt + (u64::from(window) << s.our_scale);
+            s.edge = match std::mem::take(&mut s.withdraws) {
+                true => offered,
+                false => s.edge.max(offered),
+            };
+            s.edge_max = s.edge_max.max(s.edge);
+            // RFC 2883 §4: what came twice is reported once.
+            s.dsack = None;
+            if !options.sack.is_empty() {
+                s.after_sack(self.config.quirks.reneges_after);
+            }
             self.our_edge = self.our_edge.max(edge);
         }
         let tcp = TcpHeader {

@@ -43,6 +43,10 @@ impl Client {
         let from = SocketAddr::new(segment.src, header.src_port);
         let to = SocketAddr::new(segment.dst, header.dst_port);
         let find = |s: &&mut Subflow| s.local == from && s.remote == to;
+        if self.config.quirks.reneges_after > 0 {
+            // What it says it has may be gone: nobody knows what is in flight.
+            return;
+        }
         let Some(s) = self.subflows.iter_mut().find(find) else {
             return;
         };
