@@ -104,6 +104,10 @@ pub(crate) struct Limits {
     pub(crate) receive_buffer_bytes: usize,
     /// Per connection: bytes written by the app and not yet acknowledged.
     pub(crate) send_buffer_bytes: usize,
+    /// Answers in one second to what fits a connection and is not acceptable (RFC 5961 §7).
+    pub(crate) max_challenge_acks_per_s: u32,
+    /// RSTs in one second to what fits no connection.
+    pub(crate) max_resets_per_s: u32,
 }
 
 /// This server among those that share the addresses behind a balancer.
@@ -259,6 +263,8 @@ struct RawLimits {
     max_half_open: Option<Spanned<u64>>,
     receive_buffer_bytes: Option<Spanned<u64>>,
     send_buffer_bytes: Option<Spanned<u64>>,
+    max_challenge_acks_per_s: Option<Spanned<u64>>,
+    max_resets_per_s: Option<Spanned<u64>>,
 }
 
 #[derive(Deserialize)]
@@ -324,6 +330,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("max_half_open", "max_half_open = 4096"),
     ("receive_buffer_bytes", "receive_buffer_bytes = 1048576"),
     ("send_buffer_bytes", "send_buffer_bytes = 1048576"),
+    ("max_challenge_acks_per_s", "max_challenge_acks_per_s = 1000"),
+    ("max_resets_per_s", "max_resets_per_s = 10000"),
 ];
 
 /// The text under parse, to turn byte offsets into lines.
@@ -623,6 +631,7 @@ impl Source<'_> {
 
     fn limits(&self, raw: &RawLimits) -> Result<Limits, ConfigError> {
         const BUFFER: std::ops::RangeInclusive<u64> = 16_384..=1 << 30;
+        const RATE: std::ops::RangeInclusive<u64> = 1..=10_000_000;
         let number = |key, value: &Option<Spanned<u64>>, default, range| {
             self.number(key, value.as_ref(), default, range)
                 .map(|value| value as usize)
@@ -653,6 +662,18 @@ impl Source<'_> {
                 1 << 20,
                 BUFFER,
             )?,
+            max_challenge_acks_per_s: number(
+                "limits.max_challenge_acks_per_s",
+                &raw.max_challenge_acks_per_s,
+                1_000,
+                RATE,
+            )? as u32,
+            max_resets_per_s: number(
+                "limits.max_resets_per_s",
+                &raw.max_resets_per_s,
+                10_000,
+                RATE,
+            )? as u32,
         })
     }
 
@@ -892,6 +913,8 @@ max_subflows = 2
 max_half_open = 5
 receive_buffer_bytes = 65536
 send_buffer_bytes = 131072
+max_challenge_acks_per_s = 20
+max_resets_per_s = 30
 [[interface]]
 name = "s1"
 [[service]]
@@ -920,6 +943,8 @@ app = { kind = "echo" }
                 max_half_open: 5,
                 receive_buffer_bytes: 65536,
                 send_buffer_bytes: 131072,
+                max_challenge_acks_per_s: 20,
+                max_resets_per_s: 30,
             }
         );
         let AppConfig::Proxy(proxy) = &config.services[0].app else {

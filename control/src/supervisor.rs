@@ -262,6 +262,8 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
         receive_buffer_bytes: config.limits.receive_buffer_bytes,
         send_buffer_bytes: config.limits.send_buffer_bytes,
         time_wait: config.time_wait,
+        challenge_acks_per_second_max: config.limits.max_challenge_acks_per_s,
+        resets_per_second_max: config.limits.max_resets_per_s,
         ..EngineConfig::new(interfaces, services)
     }
 }

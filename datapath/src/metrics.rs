@@ -50,9 +50,22 @@ counters! {
     resets_sent => "OutRsts",
     fins_sent => "FinsSent",
     challenge_acks => "TCPChallengeACK",
+    /// Answers to segments that are not acceptable, left out because there was one just before: a
+    /// challenge ACK (also beyond what the worker sends of them), an ACK of what is out of the
+    /// window, of an old duplicate, in SYN-RECEIVED, in TIME-WAIT.
+    ack_skipped_challenge => "TCPACKSkippedChallenge",
+    ack_skipped_seq => "TCPACKSkippedSeq",
+    ack_skipped_paws => "TCPACKSkippedPAWS",
+    ack_skipped_syn_recv => "TCPACKSkippedSynRecv",
+    ack_skipped_time_wait => "TCPACKSkippedTimeWait",
+    /// RSTs for segments of no known flow, beyond what the worker sends of them.
+    resets_skipped => "OutRstsSkipped",
     out_of_window => "OutOfWindow",
     paws_rejected => "PAWSEstab",
     ofo_queue => "TCPOFOQueue",
+    /// ACKs that said that something came twice (RFC 2883): octets already acknowledged, or not yet.
+    dsack_old_sent => "TCPDSACKOldSent",
+    dsack_ofo_sent => "TCPDSACKOfoSent",
     tcp_retrans_segs => "RetransSegs",
     tcp_timeouts => "TCPTimeouts",
     tcp_fast_recoveries => "TCPFastRecoveries",

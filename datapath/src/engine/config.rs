@@ -32,6 +32,10 @@ pub struct EngineConfig {
     /// Retransmissions of one segment before its subflow is given up.
     pub retries_max: u32,
     pub syn_ack_retries_max: u32,
+    /// Challenge ACKs of this worker (RFC 5961 §7), all flows together.
+    pub challenge_acks_per_second_max: u32,
+    /// RSTs of this worker for segments of no known flow.
+    pub resets_per_second_max: u32,
 }
 
 impl EngineConfig {
@@ -54,6 +58,8 @@ impl EngineConfig {
             fin_timeout: Duration::from_secs(60),
             retries_max: 10,
             syn_ack_retries_max: 5,
+            challenge_acks_per_second_max: 1_000,
+            resets_per_second_max: 10_000,
         }
     }
 }

@@ -46,7 +46,7 @@ impl Engine {
             && !flags.contains(TcpFlags::FIN);
         if !opens {
             self.metrics.no_flow += 1;
-            self.reply_reset(iface, segment);
+            self.reply_reset(now, iface, segment);
             return;
         }
         if let Some(join) = segment.tcp.options.mptcp.join {
@@ -65,11 +65,11 @@ impl Engine {
             .position(|s| s.config.listen.contains(&local))
         else {
             self.metrics.no_flow += 1;
-            self.reply_reset(iface, segment);
+            self.reply_reset(now, iface, segment);
             return;
         };
         if self.draining {
-            self.reply_reset(iface, segment);
+            self.reply_reset(now, iface, segment);
             return;
         }
         if self.connections.len() >= self.config.connections_max
@@ -150,13 +150,13 @@ impl Engine {
         } = join
         else {
             self.metrics.mp_join_rejected += 1;
-            self.refuse_join(iface, segment, RST_MPTCP_SPECIFIC, false);
+            self.refuse_join(now, iface, segment, RST_MPTCP_SPECIFIC, false);
             return;
         };
         self.metrics.mp_join_syn_rx += 1;
         let Some(index) = self.tokens.get(&token).map(|&index| index as usize) else {
             self.metrics.mp_join_no_token += 1;
-            self.refuse_join(iface, segment, RST_MPTCP_SPECIFIC, false);
+            self.refuse_join(now, iface, segment, RST_MPTCP_SPECIFIC, false);
             return;
         };
         let connection = &self.connections[index];
@@ -173,7 +173,7 @@ impl Engine {
         };
         if !allowed {
             self.metrics.mp_join_rejected += 1;
-            self.refuse_join(iface, segment, RST_PROHIBITED, false);
+            self.refuse_join(now, iface, segment, RST_PROHIBITED, false);
             return;
         }
         if connection.mode == Mode::Pending {
@@ -184,12 +184,12 @@ impl Engine {
         if connection.mode == Mode::Tcp || connection.end.is_some() {
             // RFC 8684 §3.7: no more subflows after a fallback, nor while it ends.
             self.metrics.mp_join_rejected += 1;
-            self.refuse_join(iface, segment, RST_MPTCP_SPECIFIC, false);
+            self.refuse_join(now, iface, segment, RST_MPTCP_SPECIFIC, false);
             return;
         }
         if !connection.has_room_for_subflow() {
             self.metrics.mp_join_rejected += 1;
-            self.refuse_join(iface, segment, RST_NO_RESOURCES, true);
+            self.refuse_join(now, iface, segment, RST_NO_RESOURCES, true);
             return;
         }
         let handshake = Handshake::Join {
@@ -212,8 +212,16 @@ impl Engine {
         self.settle(index, now, &[]);
     }
 
-    fn refuse_join(&mut self, iface: IfaceId, segment: &Segment<'_>, reason: u8, transient: bool) {
-        self.reply_reset_with(iface, segment, Some(MpTcprst { transient, reason }));
+    fn refuse_join(
+        &mut self,
+        now: Instant,
+        iface: IfaceId,
+        segment: &Segment<'_>,
+        reason: u8,
+        transient: bool,
+    ) {
+        let reason = MpTcprst { transient, reason };
+        self.reply_reset_with(now, iface, segment, Some(reason));
     }
 
     /// A key whose token is free and names us as its owner (RFC 8684 §3.1), with token and IDSN.
@@ -309,6 +317,7 @@ impl Engine {
             last_received_at: now,
             keepalive_probes: 0,
             keepalive_probe_at: now,
+            invalid_answered_at: None,
             bytes_sent: 0,
             bytes_received: 0,
         }

@@ -7,6 +7,7 @@
 mod config;
 mod conn;
 mod flow;
+mod limit;
 mod listen;
 mod report;
 mod time_wait;
@@ -29,6 +30,7 @@ use crate::wire::ParseError;
 use crate::wire::frame::{self, Link, Segment};
 use crate::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
 use flow::{FlowEntry, FlowKey, FlowTable};
+use limit::RateLimit;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -72,6 +74,8 @@ pub struct Engine {
     expired: Vec<ConnId>,
     touched: Vec<ConnId>,
     transmit: Vec<TransmitQueue>,
+    challenge_limit: RateLimit,
+    reset_limit: RateLimit,
     secrets: Secrets,
     entropy: Box<dyn Entropy>,
     draining: bool,
@@ -107,6 +111,8 @@ impl Engine {
                 .iter()
                 .map(|_| TransmitQueue::default())
                 .collect(),
+            challenge_limit: RateLimit::new(config.challenge_acks_per_second_max),
+            reset_limit: RateLimit::new(config.resets_per_second_max),
             secrets,
             entropy,
             draining: false,
@@ -147,8 +153,16 @@ impl Engine {
                 let connection = &mut self.connections[index];
                 let received =
                     connection.on_segment(subflow as usize, now, iface, segment, &mut self.metrics);
+                if received.challenge {
+                    if self.challenge_limit.take(now, &mut *self.entropy) {
+                        self.metrics.challenge_acks += 1;
+                        connection.acknowledge_now(subflow as usize);
+                    } else {
+                        self.metrics.ack_skipped_challenge += 1;
+                    }
+                }
                 if received.answer_reset {
-                    self.reply_reset(iface, segment);
+                    self.reply_reset(now, iface, segment);
                 }
                 self.settle(index, now, &segment.payload[received.in_place]);
             }
@@ -428,18 +442,23 @@ impl Engine {
 
     /// RFC 9293 §3.5.2, §3.10.7.1: the RST for a segment of no connection. RFC 7323 §5.2: it carries
     /// TSval 0 and echoes theirs.
-    fn reply_reset(&mut self, iface: IfaceId, segment: &Segment<'_>) {
-        self.reply_reset_with(iface, segment, None);
+    fn reply_reset(&mut self, now: Instant, iface: IfaceId, segment: &Segment<'_>) {
+        self.reply_reset_with(now, iface, segment, None);
     }
 
     fn reply_reset_with(
         &mut self,
+        now: Instant,
         iface: IfaceId,
         segment: &Segment<'_>,
         reason: Option<crate::wire::mptcp::MpTcprst>,
     ) {
         let theirs = &segment.tcp;
         if theirs.flags.contains(TcpFlags::RST) {
+            return;
+        }
+        if !self.reset_limit.take(now, &mut *self.entropy) {
+            self.metrics.resets_skipped += 1;
             return;
         }
         let mut options = TcpOptions {

@@ -20,6 +20,9 @@ pub struct Received {
     pub in_place: Range<usize>,
     /// A plain RST goes back for this segment (RFC 9293 §3.10.7).
     pub answer_reset: bool,
+    /// A challenge ACK is due (RFC 5961) if the worker sends any now: see
+    /// [`Connection::acknowledge_now`].
+    pub challenge: bool,
 }
 
 impl Connection {
@@ -36,7 +39,7 @@ impl Connection {
         if self.subflows[index].reset.is_some() {
             return received;
         }
-        if !self.passes_checks(index, now, segment, metrics) {
+        if !self.passes_checks(index, now, iface, segment, metrics, &mut received) {
             return received;
         }
         if self.subflows[index].state == State::SynReceived {
@@ -49,17 +52,17 @@ impl Connection {
                 }
             }
         }
+        if !self.subflows[index].tx.ack_acceptable(segment.tcp.ack) {
+            // RFC 5961 §5.2: nothing of it is believed.
+            self.challenge(index, now, metrics, &mut received);
+            return received;
+        }
         let subflow = &mut self.subflows[index];
         // Answers go to where the last valid segment came from.
         subflow.iface = iface;
         subflow.link = segment.link.reversed();
         subflow.last_received_at = now;
         subflow.keepalive_probes = 0;
-        if !subflow.tx.ack_acceptable(segment.tcp.ack) {
-            metrics.challenge_acks += 1;
-            subflow.rx.ack_now = true;
-            return received;
-        }
         // RFC 7323 §4.3, and only now: a TSval that a forged segment brought, whose acknowledgment
         // is for nothing that was sent, would make PAWS reject all that follow (RFC 5961 §5).
         if let (Some(ts), Some(option)) = (&mut subflow.ts, segment.tcp.options.timestamps)
@@ -101,76 +104,141 @@ impl Connection {
         &mut self,
         index: usize,
         now: Instant,
+        iface: IfaceId,
         segment: &Segment<'_>,
         metrics: &mut Metrics,
+        received: &mut Received,
     ) -> bool {
         let header = &segment.tcp;
-        let subflow = &mut self.subflows[index];
-        let is_reset = header.flags.contains(TcpFlags::RST);
-        if subflow.state == State::SynReceived
-            && header.flags.contains(TcpFlags::SYN)
-            && !header.flags.contains(TcpFlags::ACK)
-            && !is_reset
-            && header.seq == subflow.rx.irs
-        {
-            // A retransmitted SYN gets the same SYN/ACK again: same key, same nonce.
-            subflow.syn_ack_due = true;
-            subflow.link = segment.link.reversed();
+        if header.flags.contains(TcpFlags::RST) {
+            self.on_reset(index, now, segment, metrics, received);
             return false;
         }
-        if let Some(ts) = &subflow.ts
-            && !is_reset
-        {
-            match header.options.timestamps {
-                None => {
-                    // RFC 7323 §3.2: once negotiated, every segment carries it.
-                    metrics.drop_no_timestamp += 1;
-                    return false;
-                }
-                Some(option) if ts.paws_rejects(option.tsval, now) => {
-                    metrics.paws_rejected += 1;
-                    subflow.rx.ack_now = true;
-                    return false;
-                }
-                Some(_) => {}
-            }
+        if header.flags.contains(TcpFlags::SYN) {
+            self.on_syn(index, now, iface, segment, metrics, received);
+            return false;
         }
-        if is_reset {
-            return self.on_reset(index, segment, metrics);
+        let subflow = &mut self.subflows[index];
+        if let Some(ts) = &subflow.ts {
+            let Some(option) = header.options.timestamps else {
+                // RFC 7323 §3.2: once negotiated, every segment carries it.
+                metrics.drop_no_timestamp += 1;
+                return false;
+            };
+            if ts.paws_rejects(option.tsval, now) {
+                metrics.paws_rejected += 1;
+                self.answer_invalid(index, now, segment, metrics, |m| &mut m.ack_skipped_paws);
+                return false;
+            }
         }
         if !subflow.rx.acceptable(header.seq, segment.segment_len()) {
             metrics.out_of_window += 1;
             // RFC 9293: acknowledged, so that a peer out of step finds its way. A keepalive or a
             // window probe is answered here, too.
-            if subflow.state == State::SynReceived {
-                subflow.syn_ack_due = true;
-            } else {
-                subflow.rx.ack_now = true;
-            }
-            return false;
-        }
-        if header.flags.contains(TcpFlags::SYN) {
-            // RFC 5961 §4.2: a SYN in the window is challenged, never obeyed.
-            metrics.challenge_acks += 1;
-            subflow.rx.ack_now = true;
+            self.answer_invalid(index, now, segment, metrics, |m| &mut m.ack_skipped_seq);
             return false;
         }
         // RFC 9293 §3.10.7.4, fifth check: without ACK it is dropped.
         header.flags.contains(TcpFlags::ACK)
     }
 
+    /// A SYN on a flow that is known.
+    fn on_syn(
+        &mut self,
+        index: usize,
+        now: Instant,
+        iface: IfaceId,
+        segment: &Segment<'_>,
+        metrics: &mut Metrics,
+        received: &mut Received,
+    ) {
+        let header = &segment.tcp;
+        let subflow = &mut self.subflows[index];
+        let again = subflow.state == State::SynReceived
+            && !header.flags.contains(TcpFlags::ACK)
+            && header.seq == subflow.rx.irs;
+        if !again {
+            // RFC 5961 §4.2: challenged whatever its number, never obeyed. RFC 9293 §3.10.7.4 lets a
+            // half-open connection go at that; a client that means it answers our ACK with a RST.
+            self.challenge(index, now, metrics, received);
+        } else if subflow.may_answer_invalid(now) {
+            // A retransmitted SYN gets the same SYN/ACK again: same key, same nonce.
+            subflow.syn_ack_due = true;
+            subflow.iface = iface;
+            subflow.link = segment.link.reversed();
+        } else {
+            metrics.ack_skipped_syn_recv += 1;
+        }
+    }
+
+    /// Answers a segment that is not acceptable with an ACK, which tells of what came twice.
+    fn answer_invalid(
+        &mut self,
+        index: usize,
+        now: Instant,
+        segment: &Segment<'_>,
+        metrics: &mut Metrics,
+        skipped: fn(&mut Metrics) -> &mut u64,
+    ) {
+        let subflow = &mut self.subflows[index];
+        subflow
+            .rx
+            .on_unacceptable(segment.tcp.seq, segment.payload.len());
+        // Two ends out of step answer each other's ACKs for ever. What takes sequence space is no
+        // part of that: its sender has a timer of its own, and waits for the answer.
+        let half_open = subflow.state == State::SynReceived;
+        if segment.segment_len() > 0 && !half_open || subflow.may_answer_invalid(now) {
+            self.acknowledge_now(index);
+        } else if half_open {
+            metrics.ack_skipped_syn_recv += 1;
+        } else {
+            *skipped(metrics) += 1;
+        }
+    }
+
+    /// RFC 5961 §7: a challenge ACK, unless there was an answer of the kind just before.
+    fn challenge(
+        &mut self,
+        index: usize,
+        now: Instant,
+        metrics: &mut Metrics,
+        received: &mut Received,
+    ) {
+        if self.subflows[index].may_answer_invalid(now) {
+            received.challenge = true;
+        } else {
+            metrics.ack_skipped_challenge += 1;
+        }
+    }
+
+    /// An ACK of what has come so far leaves on this subflow; in SYN-RECEIVED that is the SYN/ACK.
+    pub fn acknowledge_now(&mut self, index: usize) {
+        if let Some(subflow) = self.subflows.get_mut(index) {
+            match subflow.state {
+                State::SynReceived => subflow.syn_ack_due = true,
+                _ => subflow.rx.ack_now = true,
+            }
+        }
+    }
+
     /// RFC 5961 §3.2: only the very next sequence number resets; others in the window are
-    /// challenged. RFC 8684 §3.5 for MP_FASTCLOSE on it. Never lets the segment pass further.
-    fn on_reset(&mut self, index: usize, segment: &Segment<'_>, metrics: &mut Metrics) -> bool {
+    /// challenged. RFC 8684 §3.5 for MP_FASTCLOSE on it.
+    fn on_reset(
+        &mut self,
+        index: usize,
+        now: Instant,
+        segment: &Segment<'_>,
+        metrics: &mut Metrics,
+        received: &mut Received,
+    ) {
         let subflow = &mut self.subflows[index];
         if segment.tcp.seq != subflow.rx.rcv_nxt {
-            if subflow.rx.in_window(segment.tcp.seq) && subflow.state != State::SynReceived {
-                metrics.challenge_acks += 1;
-                subflow.rx.ack_now = true;
+            if subflow.rx.in_window(segment.tcp.seq) {
+                self.challenge(index, now, metrics, received);
             } else {
                 metrics.out_of_window += 1;
             }
-            return false;
+            return;
         }
         metrics.resets_received += 1;
         if segment.tcp.options.mptcp.tcprst.is_some() {
@@ -186,11 +254,10 @@ impl Connection {
             self.end.get_or_insert(End::PeerAborted);
             self.drop_subflow(index, End::PeerAborted);
             self.reset_all(Reset::default());
-            return false;
+            return;
         }
         self.reinject_flight(index, metrics);
         self.drop_subflow(index, End::PeerAborted);
-        false
     }
 
     /// MP_FASTCLOSE on an ACK (RFC 8684 §3.5): every subflow is answered with a RST.
@@ -254,7 +321,8 @@ impl Connection {
         let subflow = &mut self.subflows[index];
         match subflow.state {
             State::FinWait1 if our_fin_acked => subflow.state = State::FinWait2,
-            State::Closing if our_fin_acked => self.enter_time_wait(index),
+            // The ACK of the peer's FIN leaves first if it has not yet: it is the one to go there.
+            State::Closing if our_fin_acked && !subflow.rx.ack_now => self.enter_time_wait(index),
             State::LastAck if our_fin_acked => self.drop_subflow(index, End::PeerAborted),
             _ => {}
         }

@@ -7,12 +7,15 @@ use crate::tcp::State;
 use crate::tcp::receiver::Receiver;
 use crate::tcp::sender::Sender;
 use crate::tcp::timestamp::TsState;
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::wire::frame::{self, Link};
 use crate::wire::mptcp::MpTcprst;
 use crate::wire::tcp::{TcpFlags, TcpHeader, TcpOptions};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+
+/// Between answers to segments that are not acceptable, as Linux has it (`tcp_invalid_ratelimit`).
+pub const INVALID_ANSWER_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Mappings announced and not yet used up. A segment whose mapping finds no room here is not taken
 /// in, so that it comes again with its mapping.
@@ -132,6 +135,8 @@ pub struct Subflow {
     /// Keepalive probes since then, and when the last one left.
     pub keepalive_probes: u32,
     pub keepalive_probe_at: Instant,
+    /// When a segment that was not acceptable was answered last.
+    pub invalid_answered_at: Option<Instant>,
     pub bytes_sent: u64,
     pub bytes_received: u64,
 }
@@ -152,6 +157,19 @@ impl Subflow {
             && !self.fin_wanted
             && self.reset.is_none()
             && self.tx.rtt.backoff() == 0
+    }
+
+    /// Whether a segment that is not acceptable is answered now; if so it counts as answered.
+    // RFC 5961 §7 limits challenge ACKs. A limit for each flow by itself shows nobody else what
+    // another flow draws, as one for all does (CVE-2016-5696).
+    pub fn may_answer_invalid(&mut self, now: Instant) -> bool {
+        let may = self
+            .invalid_answered_at
+            .is_none_or(|at| now.since(at) >= INVALID_ANSWER_INTERVAL);
+        if may {
+            self.invalid_answered_at = Some(now);
+        }
+        may
     }
 
     pub fn window_of(&self, header: &TcpHeader) -> usize {

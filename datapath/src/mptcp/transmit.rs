@@ -36,10 +36,12 @@ impl Connection {
                 0
             };
         }
-        if subflow.rx.ack_now && subflow.rx.out_of_order_bytes() > 0 {
-            // RFC 5681 §4.2, RFC 2018 §4: a hole is told at once and by itself: text would count as
-            // no duplicate ACK and leaves SACK no room.
-            return self.transmit_ack(index, now, frame);
+        let reports = subflow.rx.out_of_order_bytes() > 0
+            || subflow.sack_permitted && subflow.rx.has_duplicate();
+        if subflow.rx.ack_now && reports {
+            // RFC 5681 §4.2, RFC 2018 §4, RFC 2883 §4: a hole or a duplicate is told at once and by
+            // itself: text would count as no duplicate ACK and leaves SACK no room.
+            return self.transmit_ack(index, now, frame, metrics);
         }
         let written = self.transmit_text(index, now, frame, metrics);
         if written > 0 {
@@ -51,7 +53,7 @@ impl Connection {
         let subflow = &self.subflows[index];
         if subflow.data_fin_due || subflow.rx.ack_now || subflow.fourth_ack_due || subflow.probe_due
         {
-            return self.transmit_ack(index, now, frame);
+            return self.transmit_ack(index, now, frame, metrics);
         }
         0
     }
@@ -160,7 +162,13 @@ impl Connection {
     }
 
     /// A segment without text: acknowledgment, window update, probe, fourth ACK or bare DATA_FIN.
-    fn transmit_ack(&mut self, index: usize, now: Instant, frame: &mut [u8]) -> usize {
+    fn transmit_ack(
+        &mut self,
+        index: usize,
+        now: Instant,
+        frame: &mut [u8],
+        metrics: &mut Metrics,
+    ) -> usize {
         let subflow = &self.subflows[index];
         // RFC 9293 §3.8.6.1: a probe is a segment the peer must answer: one octet before what it
         // expects next.
@@ -187,9 +195,7 @@ impl Connection {
         } else {
             let room = (TcpOptions::MAX_LEN - options.len()).saturating_sub(4) / 8;
             if self.subflows[index].sack_permitted {
-                options.sack = self.subflows[index]
-                    .rx
-                    .sack_blocks(room.min(SackBlocks::MAX));
+                self.add_sack(index, &mut options.sack, room, metrics);
             }
         }
         let written = self.write_headers(index, frame, seq, TcpFlags::ACK, options, 0, 0);
@@ -207,6 +213,29 @@ impl Connection {
             self.enter_time_wait(index);
         }
         written
+    }
+
+    /// What came twice first (RFC 2883 §4), then what lies beyond holes, `room` blocks at most.
+    fn add_sack(
+        &mut self,
+        index: usize,
+        sack: &mut SackBlocks,
+        room: usize,
+        metrics: &mut Metrics,
+    ) {
+        let rx = &mut self.subflows[index].rx;
+        if room > 0
+            && let Some((left, right)) = rx.take_duplicate()
+        {
+            sack.push(left, right);
+            let counter = if left.before(rx.rcv_nxt) {
+                &mut metrics.dsack_old_sent
+            } else {
+                &mut metrics.dsack_ofo_sent
+            };
+            *counter += 1;
+        }
+        rx.add_sack_blocks(sack, room.min(SackBlocks::MAX));
     }
 
     fn transmit_syn_ack(

@@ -9,6 +9,14 @@ use std::ops::Range;
 /// RFC 9293 §3.8.6.3 allows up to 500 ms.
 pub const DELAYED_ACK: Duration = Duration::from_millis(40);
 
+/// RFC 9293 §3.7.1: what a segment takes where nobody says more. Shorter ones are never taken for
+/// full-sized.
+const FULL_SIZE_MIN: usize = 536;
+
+/// Full-sized segments that are acknowledged one by one at the start: a peer in slow start counts
+/// acknowledgments (RFC 5681 §3.1).
+const QUICK_ACKS: u32 = 16;
+
 /// Ranges kept out of order; a peer that makes more holes than this sends the surplus again.
 const RANGES_MAX: usize = 128;
 
@@ -38,7 +46,12 @@ pub struct Receiver {
     ranges: Intervals<TcpSeq>,
     /// The range that the last out-of-order segment went into: the first SACK block (RFC 2018 §4).
     recent: Option<TcpSeq>,
-    unacked_segments: u32,
+    /// What came twice and is to be told (RFC 2883).
+    duplicate: Option<(TcpSeq, TcpSeq)>,
+    /// Octets of a full-sized segment of the peer, as far as what came lets us know.
+    full_size: usize,
+    last_len: usize,
+    quick_acks_left: u32,
     /// An ACK is owed at once.
     pub ack_now: bool,
     /// An ACK is owed by then.
@@ -59,7 +72,10 @@ impl Receiver {
             reassembly: ByteRing::new(window_limit_bytes),
             ranges: Intervals::new(RANGES_MAX),
             recent: None,
-            unacked_segments: 0,
+            duplicate: None,
+            full_size: FULL_SIZE_MIN,
+            last_len: 0,
+            quick_acks_left: QUICK_ACKS,
             ack_now: false,
             delayed_ack_at: None,
             last_ack_sent: rcv_nxt,
@@ -87,9 +103,16 @@ impl Receiver {
     pub fn on_ack_sent(&mut self, window_bytes: usize) {
         self.right_edge = self.right_edge.max(self.rcv_nxt + window_bytes);
         self.last_ack_sent = self.rcv_nxt;
-        self.unacked_segments = 0;
         self.ack_now = false;
         self.delayed_ack_at = None;
+    }
+
+    /// Looks at the text of a segment that is not acceptable: as a rule all of it was here before.
+    pub fn on_unacceptable(&mut self, seq: TcpSeq, len: usize) {
+        let end = (seq + len).min(self.rcv_nxt);
+        if seq.before(end) {
+            self.report_duplicate((seq, end));
+        }
     }
 
     /// Takes in the text of an acceptable segment.
@@ -104,11 +127,20 @@ impl Receiver {
             self.ack_now |= fin;
             return Accepted::Nothing;
         }
+        self.measure(payload.len());
+        if let Some(known) = self.first_known(seq, end) {
+            self.ack_now = true;
+            self.report_duplicate(known);
+        }
         if seq.before(self.rcv_nxt) {
             range.start = self.rcv_nxt.distance(seq).min(payload.len());
         }
-        if end.after(self.right_edge) {
-            range.end -= end.distance(self.right_edge).min(range.len());
+        // RFC 9293 §3.10.7.4: nothing is taken in from beyond the window, nor from behind the FIN.
+        let edge = self
+            .fin
+            .map_or(self.right_edge, |fin| fin.min(self.right_edge));
+        if end.after(edge) {
+            range.end -= end.distance(edge).min(range.len());
         }
         if range.is_empty() {
             self.ack_now = true;
@@ -117,9 +149,7 @@ impl Receiver {
         let start = seq + range.start;
         if start == self.rcv_nxt && self.ranges.is_empty() {
             self.rcv_nxt += range.len();
-            self.unacked_segments += 1;
-            if self.unacked_segments >= 2 {
-                // RFC 9293 §3.8.6.3: an ACK for at least every second full-sized segment.
+            if self.owes_ack(payload.len()) {
                 self.ack_now = true;
             } else if self.delayed_ack_at.is_none() {
                 self.delayed_ack_at = Some(now + DELAYED_ACK);
@@ -172,11 +202,20 @@ impl Receiver {
         self.ranges.covered()
     }
 
-    /// Blocks to report, the most recent first (RFC 2018 §4), at most `max`.
-    pub fn sack_blocks(&self, max: usize) -> SackBlocks {
-        let mut blocks = SackBlocks::default();
-        if max == 0 || self.ranges.is_empty() {
-            return blocks;
+    /// Whether something came twice and was not told yet.
+    pub fn has_duplicate(&self) -> bool {
+        self.duplicate.is_some()
+    }
+
+    /// The first block of the ACK that a duplicate draws; each is told once (RFC 2883 §4).
+    pub fn take_duplicate(&mut self) -> Option<(TcpSeq, TcpSeq)> {
+        self.duplicate.take()
+    }
+
+    /// Adds the blocks to report, the most recent first (RFC 2018 §4), until there are `max`.
+    pub fn add_sack_blocks(&self, blocks: &mut SackBlocks, max: usize) {
+        if blocks.as_slice().len() >= max || self.ranges.is_empty() {
+            return;
         }
         let first = self.recent.and_then(|s| self.ranges.at_or_after(s));
         if let Some((left, right)) = first {
@@ -190,7 +229,45 @@ impl Receiver {
                 blocks.push(left, right);
             }
         }
-        blocks
+    }
+
+    /// Whether text that came in order, the last segment of it `len` octets, is worth an ACK.
+    // RFC 9293 §3.8.6.3, RFC 5681 §4.2: at least every second full-sized segment. It is more than one
+    // that is waited for, not two: options of one size or another make two differ.
+    fn owes_ack(&mut self, len: usize) -> bool {
+        if len >= self.full_size && self.quick_acks_left > 0 {
+            self.quick_acks_left -= 1;
+            return true;
+        }
+        self.rcv_nxt.distance(self.last_ack_sent) > self.full_size
+    }
+
+    /// RFC 5681 §4.2: what the peer takes for a full-sized segment may differ from what we announced,
+    /// and become less with the path's MTU: then two of the same size follow each other.
+    fn measure(&mut self, len: usize) {
+        if len > self.full_size || (len == self.last_len && len >= FULL_SIZE_MIN) {
+            self.full_size = len;
+        }
+        self.last_len = len;
+    }
+
+    /// The first stretch of `start..end` that is here already (RFC 2883 §4.2).
+    fn first_known(&self, start: TcpSeq, end: TcpSeq) -> Option<(TcpSeq, TcpSeq)> {
+        if start.before(self.rcv_nxt) {
+            return Some((start, end.min(self.rcv_nxt)));
+        }
+        let (left, right) = self.ranges.at_or_after(start)?;
+        left.before(end).then(|| (left.max(start), right.min(end)))
+    }
+
+    /// Segments that came twice in a row, before there was an ACK, are told as one.
+    fn report_duplicate(&mut self, (left, right): (TcpSeq, TcpSeq)) {
+        self.duplicate = match self.duplicate {
+            Some((l, r)) if left.at_or_before(r) && l.at_or_before(right) => {
+                Some((l.min(left), r.max(right)))
+            }
+            _ => Some((left, right)),
+        };
     }
 }
 
@@ -235,10 +312,7 @@ mod tests {
             rx.accept(Instant::ZERO, at(20), &[2; 5], true),
             Accepted::Stored
         );
-        assert_eq!(
-            rx.sack_blocks(4).as_slice(),
-            [(at(20), at(25)), (at(10), at(15))]
-        );
+        assert_eq!(blocks(&rx), [(at(20), at(25)), (at(10), at(15))]);
         assert_eq!(
             rx.accept(Instant::ZERO, at(0), &[3; 12], false),
             Accepted::Ready
@@ -260,19 +334,181 @@ mod tests {
         assert_eq!(rx.rcv_nxt, at(26));
     }
 
+    /// Text in order; whether an ACK is owed at once. If so it is sent.
+    fn acked(rx: &mut Receiver, len: usize) -> bool {
+        let seq = rx.rcv_nxt;
+        rx.accept(Instant::ZERO, seq, &vec![0; len], false);
+        let owed = rx.ack_now;
+        assert!(owed || rx.delayed_ack_at.is_some());
+        if owed {
+            rx.on_ack_sent(100_000);
+        }
+        owed
+    }
+
+    fn wide_receiver() -> Receiver {
+        let mut rx = Receiver::new(TcpSeq(u32::MAX - 10), 200_000);
+        rx.on_ack_sent(100_000);
+        rx
+    }
+
+    // RFC 9293 §3.8.6.3, RFC 5681 §4.2: more than a full-sized segment is acknowledged at once, what is
+    // less waits; at the start each full-sized segment is, for the peer's slow start.
     #[test]
-    fn every_second_segment_is_acknowledged_at_once_and_the_first_within_the_delay() {
-        let mut rx = receiver();
+    fn every_second_full_sized_segment_is_acknowledged_at_once() {
+        let mut rx = wide_receiver();
+        for _ in 0..QUICK_ACKS {
+            assert!(acked(&mut rx, 1448));
+        }
+        for len in [1448, 1436] {
+            assert!(!acked(&mut rx, 1448));
+            assert_eq!(rx.delayed_ack_at, Some(Instant::ZERO + DELAYED_ACK));
+            assert!(
+                acked(&mut rx, len),
+                "the second one, SACK blocks on it or not"
+            );
+        }
+        // Small ones count by their octets.
+        let small = (0..).take_while(|_| !acked(&mut rx, 64)).count();
+        assert_eq!(small, 1448 / 64);
+        // The path's MTU became less.
+        let acks = (0..6).filter(|_| acked(&mut rx, 700)).count();
+        assert_eq!(acks, 3);
+    }
+
+    #[test]
+    fn short_segments_at_the_start_wait_for_the_answer() {
+        let mut rx = wide_receiver();
+        assert!(!acked(&mut rx, FULL_SIZE_MIN - 1) && !acked(&mut rx, 1));
+        assert!(acked(&mut rx, 1));
+    }
+
+    /// Segments of 500 octets that came, numbered from `start` as in RFC 2883; then `segments` as
+    /// from and to. The blocks of the last ACK, the one that reports a duplicate first.
+    fn told(start: u32, segments: &[(u32, u32)]) -> (u32, Vec<(u32, u32)>) {
+        // So that everything wraps.
+        let base = TcpSeq(0u32.wrapping_sub(1700));
+        let mut rx = Receiver::new(base + start as usize - 1, 100_000);
+        rx.on_ack_sent(50_000);
+        let mut told = Vec::new();
+        for &(from, to) in segments {
+            let (seq, len) = (base + from as usize, (to - from) as usize);
+            if rx.acceptable(seq, len) {
+                if rx.accept(Instant::ZERO, seq, &vec![0; len], false) == Accepted::Ready {
+                    let mut ring = rx.take_ready();
+                    ring.consume(ring.len());
+                    rx.return_ready(ring);
+                }
+            } else {
+                rx.on_unacceptable(seq, len);
+            }
+            told = blocks_with_duplicate(&mut rx);
+            rx.on_ack_sent(50_000);
+        }
+        let number = |seq: TcpSeq| seq.0.wrapping_sub(base.0);
+        let told = told.into_iter().map(|(l, r)| (number(l), number(r)));
+        (number(rx.rcv_nxt), told.collect())
+    }
+
+    fn blocks(rx: &Receiver) -> Vec<(TcpSeq, TcpSeq)> {
+        let mut blocks = SackBlocks::default();
+        rx.add_sack_blocks(&mut blocks, SackBlocks::MAX);
+        blocks.as_slice().to_vec()
+    }
+
+    fn blocks_with_duplicate(rx: &mut Receiver) -> Vec<(TcpSeq, TcpSeq)> {
+        let duplicate = rx.take_duplicate();
+        duplicate.into_iter().chain(blocks(rx)).collect()
+    }
+
+    // RFC 2883 §4.1.1 to §4.2.3 and §5.1, each with what came, the acknowledgment and the blocks.
+    #[test]
+    fn duplicates_are_told_as_in_the_examples_of_rfc_2883() {
+        type Example<'a> = (u32, &'a [(u32, u32)], u32, &'a [(u32, u32)]);
+        let examples: &[Example<'_>] = &[
+            (
+                3000,
+                &[(3000, 3500), (3500, 4000), (3000, 3500)],
+                4000,
+                &[(3000, 3500)],
+            ),
+            (
+                3000,
+                &[(3000, 3500), (3500, 4000), (4500, 5000), (3000, 3500)],
+                4000,
+                &[(3000, 3500), (4500, 5000)],
+            ),
+            (
+                3500,
+                &[(3500, 4000), (4500, 5000), (5000, 5500), (5000, 5500)],
+                4000,
+                &[(5000, 5500), (4500, 5500)],
+            ),
+            (
+                500,
+                &[(500, 1000), (2000, 2500), (1000, 1500), (1000, 2000)],
+                2500,
+                &[(1000, 1500)],
+            ),
+            (
+                500,
+                &[
+                    (500, 1000),
+                    (3000, 3500),
+                    (1000, 1500),
+                    (2000, 2500),
+                    (1000, 2500),
+                ],
+                2500,
+                &[(1000, 1500), (3000, 3500)],
+            ),
+            (
+                500,
+                &[
+                    (500, 1000),
+                    (3500, 4000),
+                    (1500, 2000),
+                    // Its text calls the two "non-contiguous"; the figure has 2000-2499 here.
+                    (2500, 3000),
+                    (1500, 3000),
+                ],
+                1000,
+                &[(1500, 2000), (1500, 3000), (3500, 4000)],
+            ),
+            (
+                500,
+                &[(500, 1000), (1000, 1500), (1000, 1500)],
+                1500,
+                &[(1000, 1500)],
+            ),
+        ];
+        for &(start, segments, acknowledged, blocks) in examples {
+            assert_eq!(told(start, segments), (acknowledged, blocks.to_vec()));
+        }
+    }
+
+    #[test]
+    fn each_duplicate_is_told_once_and_those_in_a_row_as_one() {
+        let mut rx = wide_receiver();
         let first = rx.rcv_nxt;
-        rx.accept(Instant::ZERO, first, &[0; 10], false);
-        assert!(!rx.ack_now);
-        assert_eq!(rx.delayed_ack_at, Some(Instant::ZERO + DELAYED_ACK));
-        rx.accept(Instant::ZERO, first + 10, &[0; 10], false);
-        assert!(rx.ack_now);
-        rx.on_ack_sent(100);
-        assert!(!rx.ack_now && rx.delayed_ack_at.is_none());
-        rx.accept(Instant::ZERO, first, &[0; 10], false);
-        assert!(rx.ack_now, "a duplicate is acknowledged at once");
+        for _ in 0..3 {
+            let seq = rx.rcv_nxt;
+            rx.accept(Instant::ZERO, seq, &[0; 100], false);
+        }
+        rx.on_ack_sent(100_000);
+        assert_eq!(rx.take_duplicate(), None);
+        for n in [0, 1, 2] {
+            rx.on_unacceptable(first + 100 * n, 100);
+        }
+        assert_eq!(rx.take_duplicate(), Some((first, first + 300)));
+        assert_eq!(rx.take_duplicate(), None);
+        rx.on_unacceptable(first, 100);
+        rx.on_unacceptable(first + 200, 50);
+        assert_eq!(rx.take_duplicate(), Some((first + 200, first + 250)));
+        // Neither what lies beyond the window nor an empty segment came twice.
+        rx.on_unacceptable(first + 200_000, 100);
+        rx.on_unacceptable(first, 0);
+        assert!(!rx.has_duplicate());
     }
 
     #[test]
@@ -284,5 +520,23 @@ mod tests {
             Accepted::InPlace(0..100)
         );
         assert!(!rx.take_fin());
+    }
+
+    // RFC 9293 §3.10.7.4, eighth check: nothing comes behind a FIN.
+    #[test]
+    fn text_behind_a_fin_is_cut() {
+        let mut rx = receiver();
+        let nxt = rx.rcv_nxt;
+        rx.accept(Instant::ZERO, nxt + 10, &[], true);
+        rx.accept(Instant::ZERO, nxt + 5, &[1; 10], false);
+        assert_eq!(
+            rx.accept(Instant::ZERO, nxt, &[2; 5], false),
+            Accepted::Ready
+        );
+        let mut ring = rx.take_ready();
+        assert_eq!(ring.len(), 10);
+        ring.consume(10);
+        rx.return_ready(ring);
+        assert!(rx.take_fin());
     }
 }
