@@ -102,14 +102,6 @@ impl ByteRing {
         )
     }
 
-    /// Copies octets from `offset` after the front into `dst` and returns how many there were.
-    pub fn copy_out(&self, offset: usize, dst: &mut [u8]) -> usize {
-        let (a, b) = self.slices(offset, dst.len());
-        dst[..a.len()].copy_from_slice(a);
-        dst[a.len()..a.len() + b.len()].copy_from_slice(b);
-        a.len() + b.len()
-    }
-
     /// Places `src` at `offset` from the front, inside the length or ahead of it, without changing
     /// the length. Returns how much of it was below the limit and is stored.
     pub fn write_at(&mut self, offset: usize, src: &[u8]) -> usize {

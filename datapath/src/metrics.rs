@@ -104,6 +104,8 @@ counters! {
     duplicate_data => "DuplicateData",
     /// Text beyond the data-level window or beyond what is kept out of order.
     rcv_pruned => "RcvPruned",
+    /// Segments inside the window that were not taken in, as there is no room to keep them.
+    rcv_queue_drop => "TCPRcvQDrop",
     infinite_map_rx => "InfiniteMapRx",
     reinjected_segments => "ReinjectedSegments",
     data_timeouts => "DataTimeouts",

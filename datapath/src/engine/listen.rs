@@ -269,14 +269,10 @@ impl Engine {
             owner: self.config.owner,
             owner_bits: self.config.owner_bits,
         };
-        let mut rcv_wscale = 0;
-        while self.config.receive_buffer_bytes >> rcv_wscale > usize::from(u16::MAX)
-            && rcv_wscale < WINDOW_SHIFT_MAX
-        {
-            rcv_wscale += 1;
-        }
+        let window_max = self.config.receive_buffer_bytes;
+        let rcv_wscale = window_shift(window_max);
         let window_scaling = theirs.window_scale.is_some();
-        let staging = self.config.receive_buffer_bytes + STAGING_SLACK_BYTES;
+        let staging = window_max + STAGING_SLACK_BYTES;
         Subflow {
             local,
             remote,
@@ -285,7 +281,8 @@ impl Engine {
             state: State::SynReceived,
             handshake,
             initial,
-            rx: Receiver::new(segment.tcp.seq, self.config.receive_buffer_bytes),
+            // A field that is rounded up offers the rest of a unit more.
+            rx: Receiver::new(segment.tcp.seq, window_max + (1 << rcv_wscale)),
             tx: Sender::new(iss, usize::from(mss)),
             ts: theirs
                 .timestamps
@@ -322,4 +319,12 @@ impl Engine {
             bytes_received: 0,
         }
     }
+}
+
+/// The smallest shift with which a window field says `window_bytes`, but for its last unit: a larger
+/// unit would round away more of every small step.
+fn window_shift(window_bytes: usize) -> u8 {
+    (0..WINDOW_SHIFT_MAX)
+        .find(|shift| window_bytes >> shift <= usize::from(u16::MAX) + 1)
+        .unwrap_or(WINDOW_SHIFT_MAX)
 }

@@ -193,11 +193,12 @@ impl Connection {
         self.snd.fin_acked() && self.rcv.fin_taken()
     }
 
-    /// The window to advertise on a subflow with this shift: the field and what it means in octets.
-    /// One shared window, relative to DATA_ACK (RFC 8684 §3.3.1).
-    pub fn advertised_window(&self, shift: u8) -> (u16, usize) {
-        let field = (self.rcv.window_bytes() >> shift).min(usize::from(u16::MAX));
-        (field as u16, field << shift)
+    /// The window to advertise on subflow `index`: the field and what it means in octets. One shared
+    /// window, relative to DATA_ACK (RFC 8684 §3.3.1).
+    pub fn advertised_window(&self, index: usize) -> (u16, usize) {
+        let subflow = &self.subflows[index];
+        let field = self.rcv.window_field(subflow.rcv_wscale, subflow.tx.mss);
+        (field, usize::from(field) << subflow.rcv_wscale)
     }
 
     /// The subflow to send a window update on, if that is worth a segment
@@ -208,10 +209,9 @@ impl Connection {
             Some(subflow) if open(subflow) => self.last_received_on,
             _ => self.signal_subflow()?,
         };
-        let subflow = &self.subflows[index];
         // What a window field can say: without scaling it falls short of a large buffer.
-        let (_, window_bytes) = self.advertised_window(subflow.rcv_wscale);
-        let worth_bytes = (self.rcv.limit_bytes() / 2).min(2 * subflow.tx.mss);
+        let (_, window_bytes) = self.advertised_window(index);
+        let worth_bytes = (self.rcv.limit_bytes() / 2).min(2 * self.subflows[index].tx.mss);
         let due = self.rcv.window_gain_bytes(window_bytes) >= worth_bytes && !self.rcv.fin_taken();
         due.then_some(index)
     }

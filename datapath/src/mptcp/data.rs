@@ -33,8 +33,11 @@ pub struct DataReceiver {
     /// Sequence number of the peer's DATA_FIN, once seen.
     fin: Option<DataSeq>,
     fin_taken: bool,
-    /// Highest edge ever advertised.
+    /// Highest edge ever advertised, as the peer computes it from window fields.
     right_edge: DataSeq,
+    /// The highest that the room reached when anything was advertised. Beyond it lies only what whole
+    /// units of a scaled window add.
+    granted: DataSeq,
     /// The application took octets since then.
     freed: bool,
     limit_bytes: usize,
@@ -44,11 +47,12 @@ impl DataReceiver {
     pub fn new(limit_bytes: usize) -> DataReceiver {
         DataReceiver {
             rcv_nxt: DataSeq(0),
-            unread: ByteRing::new(limit_bytes),
+            unread: ByteRing::new(limit_bytes + limit_bytes / 2),
             ranges: Intervals::new(RANGES_MAX),
             fin: None,
             fin_taken: false,
             right_edge: DataSeq(0),
+            granted: DataSeq(0),
             freed: false,
             limit_bytes,
         }
@@ -58,11 +62,27 @@ impl DataReceiver {
     pub fn start(&mut self, idsn: DataSeq) {
         self.rcv_nxt = idsn + 1;
         self.right_edge = self.rcv_nxt + self.limit_bytes.min(usize::from(u16::MAX));
+        self.granted = self.right_edge;
     }
 
     /// The window in octets from `rcv_nxt`: what the buffer has room for.
     pub fn window_bytes(&self) -> usize {
         self.limit_bytes - self.unread.len().min(self.limit_bytes)
+    }
+
+    /// The window field that is to be advertised now in units of `1 << shift` octets; `mss` is what
+    /// makes a step of the edge worth telling.
+    // RFC 8684 §3.3.4: the right edge never goes back. DATA_ACK moves in octets and the field in
+    // units, so the field is rounded up where rounding it down would withdraw the rest of a unit
+    // (RFC 7323 §2.4); the buffer has room for what that adds up to, see `accept_edge`.
+    pub fn window_field(&self, shift: u8, mss: usize) -> u16 {
+        let promised = self.ahead_bytes(self.right_edge);
+        let room = self.window_bytes();
+        // RFC 9293 §3.8.6.2.2: no steps of the edge that would invite silly segments.
+        let worth = mss.min(self.limit_bytes / 2);
+        let offered = if room >= promised + worth { room } else { 0 };
+        let units = (offered >> shift).max(promised.div_ceil(1 << shift));
+        units.min(usize::from(u16::MAX)) as u16
     }
 
     /// How far a window of `window_bytes` from `rcv_nxt` would move the edge beyond what was
@@ -80,7 +100,32 @@ impl DataReceiver {
     /// A window of `window_bytes` from `rcv_nxt` is being advertised.
     pub fn on_advertised(&mut self, window_bytes: usize) {
         self.right_edge = self.right_edge.max(self.rcv_nxt + window_bytes);
+        self.granted = self.granted.max(self.room_edge());
         self.freed = false;
+    }
+
+    /// What arrives beyond this is not taken in. It is the right edge, unless a peer that sends less
+    /// than two units at a time to an application that does not read has moved that far beyond the
+    /// room: below one unit, an edge that may not go back moves with every octet.
+    fn accept_edge(&self) -> DataSeq {
+        let kept = self.granted.max(self.room_edge()) + self.limit_bytes / 2;
+        self.right_edge.min(kept)
+    }
+
+    /// Where a full buffer would end.
+    fn room_edge(&self) -> DataSeq {
+        self.rcv_nxt - self.unread.len() + self.limit_bytes
+    }
+
+    /// Whether `len` octets from `rcv_nxt` on lie inside the window, but beyond what is kept.
+    pub fn overruns(&self, len: usize) -> bool {
+        let kept = self.accept_edge();
+        kept != self.right_edge && len > self.ahead_bytes(kept)
+    }
+
+    /// Octets from `rcv_nxt` to `edge`.
+    fn ahead_bytes(&self, edge: DataSeq) -> usize {
+        edge.max(self.rcv_nxt).distance(self.rcv_nxt)
     }
 
     pub fn limit_bytes(&self) -> usize {
@@ -104,8 +149,9 @@ impl DataReceiver {
         } else {
             0
         };
-        let beyond = if end.after(self.right_edge) {
-            end.distance(self.right_edge)
+        let edge = self.accept_edge();
+        let beyond = if end.after(edge) {
+            end.distance(edge)
         } else {
             0
         };
@@ -394,84 +440,4 @@ impl DataSender {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reinjected_octets_never_overwrite_what_arrived_first() {
-        let mut rx = DataReceiver::new(1000);
-        rx.start(DataSeq(u64::MAX - 5));
-        let first = rx.rcv_nxt;
-        assert_eq!(rx.accept(first + 10, &[1; 10], true), Delivered::OutOfOrder);
-        assert_eq!(rx.accept(first + 5, &[2; 20], true), Delivered::OutOfOrder);
-        assert_eq!(rx.accept(first + 10, &[3; 10], true), Delivered::Duplicate);
-        assert_eq!(rx.accept(first, &[4; 6], true), Delivered::Buffered);
-        assert_eq!(
-            rx.peek(),
-            [[4; 5].as_slice(), &[2; 5], &[1; 10], &[2; 5]].concat()
-        );
-    }
-
-    #[test]
-    fn in_order_octets_are_offered_in_place_until_something_is_unread() {
-        let mut rx = DataReceiver::new(1000);
-        rx.start(DataSeq(0));
-        assert_eq!(
-            rx.accept(DataSeq(1), &[1; 4], true),
-            Delivered::InPlace { skip: 0, len: 4 }
-        );
-        assert_eq!(
-            rx.accept(DataSeq(3), &[1; 4], true),
-            Delivered::InPlace { skip: 2, len: 2 }
-        );
-        rx.keep_unread(&[1; 2]);
-        assert_eq!(rx.accept(DataSeq(7), &[1; 4], true), Delivered::Buffered);
-        assert_eq!(rx.window_bytes(), 1000 - 6);
-    }
-
-    #[test]
-    fn the_edge_of_the_window_holds() {
-        let mut rx = DataReceiver::new(100);
-        rx.start(DataSeq(0));
-        assert_eq!(rx.accept(DataSeq(101), &[1; 1], true), Delivered::NoRoom);
-        assert_eq!(
-            rx.accept(DataSeq(100), &[1; 2], true),
-            Delivered::OutOfOrder
-        );
-        assert_eq!(rx.out_of_order_bytes(), 1);
-    }
-
-    #[test]
-    fn the_fin_waits_for_what_is_before_it() {
-        let mut rx = DataReceiver::new(100);
-        rx.start(DataSeq(0));
-        rx.announce_fin(DataSeq(5));
-        assert!(!rx.take_fin());
-        rx.accept(DataSeq(1), &[1; 4], true);
-        assert!(rx.take_fin() && !rx.take_fin() && rx.fin_taken());
-        assert_eq!(rx.accept(DataSeq(6), &[1; 4], true), Delivered::NoRoom);
-    }
-
-    #[test]
-    fn memory_is_kept_for_the_slowest_subflow() {
-        let mut tx = DataSender::new(100);
-        tx.start(DataSeq(9), 50);
-        assert_eq!(tx.push(&[7; 30]), 30);
-        tx.on_sent(30, false);
-        assert!(tx.on_ack(DataSeq(30)) && !tx.on_ack(DataSeq(41)));
-        tx.release(Some(DataSeq(15)));
-        assert_eq!(tx.octets(DataSeq(15), 3).0, [7; 3]);
-        assert_eq!(tx.buffered(), 25);
-        tx.release(None);
-        assert_eq!(tx.buffered(), 10);
-        tx.mark_reinject(DataSeq(20), 15);
-        assert_eq!(tx.take_reinject(3), Some((DataSeq(30), 3)));
-        assert_eq!(tx.take_reinject(9), Some((DataSeq(33), 2)));
-        assert_eq!(tx.take_reinject(9), None);
-        // Octets that were never sent go out as new ones.
-        tx.push(&[8; 50]);
-        tx.mark_reinject(tx.snd_una, 100);
-        assert_eq!(tx.take_reinject(99), Some((DataSeq(30), 10)));
-        assert_eq!(tx.take_reinject(99), None);
-    }
-}
+mod tests;

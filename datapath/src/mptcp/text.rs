@@ -29,6 +29,11 @@ impl Connection {
         received: &mut Received,
     ) {
         let fin = segment.tcp.flags.contains(TcpFlags::FIN);
+        if !self.has_room_for(index, segment) {
+            metrics.rcv_queue_drop += 1;
+            self.subflows[index].rx.ack_now = true;
+            return;
+        }
         let subflow = &mut self.subflows[index];
         let before = subflow.rx.rcv_nxt;
         match subflow
@@ -70,6 +75,17 @@ impl Connection {
         if subflow.reset.is_none() && subflow.rx.take_fin() {
             self.on_subflow_fin(index);
         }
+    }
+
+    /// Whether the text of a segment can be kept, should the application not take it: decided before
+    /// the subflow acknowledges it.
+    fn has_room_for(&self, index: usize, segment: &Segment<'_>) -> bool {
+        let subflow = &self.subflows[index];
+        let end = segment.tcp.seq + segment.payload.len();
+        if !end.after(subflow.rx.rcv_nxt) {
+            return true;
+        }
+        !self.rcv.overruns(end.distance(subflow.delivered_to))
     }
 
     /// Octets that are in order on the subflow. Whole mappings go on to the data level; the rest is

@@ -449,7 +449,7 @@ impl Connection {
         len: usize,
         sum: u16,
     ) -> usize {
-        let (window, window_bytes) = self.advertised_window(self.subflows[index].rcv_wscale);
+        let (window, window_bytes) = self.advertised_window(index);
         self.rcv.on_advertised(window_bytes);
         let subflow = &mut self.subflows[index];
         subflow.rx.on_ack_sent(window_bytes);

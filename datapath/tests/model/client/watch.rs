@@ -118,7 +118,6 @@ impl Client {
                 segment.segment_len() as u64,
             );
         }
-        let scale = s.peer_scale;
         if self.mode == Mode::Tcp {
             let options = &header.options.mptcp;
             let infinite = options
@@ -131,12 +130,12 @@ impl Client {
                 "MPTCP options in plain TCP: {header:?}"
             );
             if options.is_empty() && (!s.fin_sent || ack < s.snd_nxt) {
-                advance(&mut self.edges.plain, ack + window, scale, header);
+                advance(&mut self.edges.plain, ack + window, header);
             }
         } else if let Some(data_ack) = header.options.mptcp.dss.and_then(|dss| dss.data_ack) {
             let ack = offset(data_ack, token_and_idsn(self.key).1, self.data_una);
             if ack <= self.tx.len() as u64 || !self.tx_closed {
-                advance(&mut self.edges.data, ack + window, scale, header);
+                advance(&mut self.edges.data, ack + window, header);
             }
         }
     }
@@ -156,12 +155,11 @@ impl Repair {
     }
 }
 
-/// RFC 7323 §2.4: what the field cannot say, less than one step of the scale, may be missing from
-/// an edge. No more than that, however often.
-fn advance(edge: &mut u64, to: u64, scale: u8, header: &TcpHeader) {
+/// RFC 8684 §3.3.4: not by one octet, whatever the scale.
+fn advance(edge: &mut u64, to: u64, header: &TcpHeader) {
     assert!(
-        to + (1 << scale) > *edge,
+        to >= *edge,
         "the window's edge goes back from {edge} to {to}: {header:?}"
     );
-    *edge = to.max(*edge);
+    *edge = to;
 }
