@@ -1,6 +1,7 @@
 //! The configuration: TOML as written (`Raw*`) is parsed into a [`Config`] whose values are all in
 //! range, or into one line that says file, line, key, what is wrong and what to do.
 
+use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_ebpf::{INTERFACES_MAX, OWNER_BITS_DEFAULT};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -45,6 +46,7 @@ pub(crate) struct Service {
     pub(crate) joins: Joins,
     /// Silence after which a client is probed (RFC 9293 §3.8.4).
     pub(crate) keepalive: Option<Duration>,
+    pub(crate) congestion: Algorithm,
 }
 
 /// One address of `listen`; an unspecified address stands for the interfaces' own.
@@ -244,6 +246,7 @@ struct RawService {
     joins: Option<Spanned<String>>,
     proxy_protocol: Option<Spanned<String>>,
     keepalive_ms: Option<Spanned<u64>>,
+    congestion: Option<Spanned<String>>,
 }
 
 /// The keys of all kinds: which of them go together is checked with the line at hand.
@@ -325,6 +328,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("joins", "joins = \"any-port\" or \"service-ports\""),
     ("proxy_protocol", "proxy_protocol = \"none\" or \"v2\""),
     ("keepalive_ms", "keepalive_ms = 7200000, or 0 for never"),
+    ("congestion", "congestion = \"cubic\" or \"reno\""),
     ("max_connections", "max_connections = 65536"),
     ("max_subflows", "max_subflows = 8"),
     ("max_half_open", "max_half_open = 4096"),
@@ -485,6 +489,11 @@ impl Source<'_> {
                 ("service-ports", Joins::ServicePorts),
             ],
         )?;
+        let congestion = self.choice(
+            "service.congestion",
+            raw.congestion.as_ref(),
+            &Algorithm::ALL.map(|algorithm| (algorithm.name(), algorithm)),
+        )?;
         // RFC 9293 §3.8.4: two hours unless told otherwise.
         let keepalive = self.millis(
             "service.keepalive_ms",
@@ -499,6 +508,7 @@ impl Source<'_> {
             checksum: raw.checksum.unwrap_or(true),
             joins,
             keepalive: (!keepalive.is_zero()).then_some(keepalive),
+            congestion,
         })
     }
 
@@ -889,6 +899,7 @@ app = { kind = "proxy", backends = ["127.0.0.1:8080"] }
         let web = &config.services[0];
         assert!(web.checksum);
         assert_eq!(web.joins, Joins::AnyPort);
+        assert_eq!(web.congestion, Algorithm::Cubic);
         assert_eq!(
             web.app,
             AppConfig::Proxy(ProxyConfig {
@@ -923,6 +934,7 @@ listen = ["0.0.0.0:80", "10.9.1.2:80"]
 checksum = false
 joins = "service-ports"
 proxy_protocol = "v2"
+congestion = "reno"
 [service.app]
 kind = "proxy"
 backends = ["127.0.0.1:1", "[::1]:2"]
@@ -953,6 +965,7 @@ app = { kind = "echo" }
         assert!(proxy.proxy_protocol);
         assert_eq!(proxy.connect_timeout, Duration::from_millis(250));
         assert_eq!(config.services[0].joins, Joins::ServicePorts);
+        assert_eq!(config.services[0].congestion, Algorithm::Reno);
         assert!(!config.services[0].checksum);
 
         let own: Vec<IpAddr> = ["10.9.1.2", "10.9.2.2", "fe80::1", "fd00:9:1::2"]
@@ -1090,6 +1103,11 @@ app = { kind = "echo" }
                 "app = { kind = \"echo\" }\njoins = \"all\"",
                 "m.toml:12: service.joins: \"all\" is unknown; \
                  use \"any-port\" or \"service-ports\"",
+            ),
+            (
+                web,
+                "app = { kind = \"echo\" }\ncongestion = \"bbr\"",
+                "m.toml:12: service.congestion: \"bbr\" is unknown; use \"cubic\" or \"reno\"",
             ),
             (
                 web,

@@ -250,6 +250,7 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
                 Joins::ServicePorts => JoinPolicy::ServicePorts,
             },
             keepalive: service.keepalive,
+            congestion: service.congestion,
         })
         .collect();
     EngineConfig {

@@ -273,6 +273,7 @@ mod tests {
     use crate::port::memory::{MemoryConfig, MemoryPort};
     use crate::rand::ChaChaEntropy;
     use crate::seq::TcpSeq;
+    use crate::tcp::congestion::Algorithm;
     use crate::wire::frame::{self, Link, Segment};
     use crate::wire::tcp::{TcpFlags, TcpHeader, TcpOptions};
 
@@ -284,6 +285,7 @@ mod tests {
             checksum: true,
             joins: JoinPolicy::AnyPort,
             keepalive: None,
+            congestion: Algorithm::default(),
         };
         let config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
         let start = Instant::from_millis(1);

@@ -15,7 +15,7 @@ use crate::ui;
 
 const PORT: u16 = 7;
 const CONNECTIONS: &str = "64";
-/// For both ends where the kernel does TCP: it is faster here than bbr, the usual default.
+/// For all ends: the kernel is faster with it here than with bbr, its usual default.
 const CONGESTION: &str = "reno";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -95,7 +95,10 @@ fn measure(
             let paths = topology.shape.paths;
             let config = Config::new(
                 paths,
-                vec![Service::on_port("echo", PORT, paths, App::Echo)],
+                vec![
+                    Service::on_port("echo", PORT, paths, App::Echo)
+                        .with_keys(&format!("congestion = {CONGESTION:?}\n")),
+                ],
             );
             let mpxd = Mpxd::start_on_core(&topology.server, scratch.path(), &config, "1")?;
             let sample = load(topology, mode, seconds)?;
@@ -196,7 +199,7 @@ fn print(rows: &[String], runs: usize, seconds: u64) -> Result<(), String> {
     let date = Cmd::new("date").args(["-u", "+%Y-%m-%d"]).run()?;
     println!(
         "{}, {}; client and server pinned to a core each, kernel client, offloads off, \
-         medians of {runs} runs of {seconds} s in turn; congestion control of the kernel's side: \
+         medians of {runs} runs of {seconds} s in turn; congestion control of all: \
          {CONGESTION}.",
         date.trim(),
         machine()?

@@ -9,6 +9,7 @@ use model::client::{Client, ClientConfig};
 use mpx_datapath::engine::{Engine, EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig};
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
+use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::wire::frame::Segment;
 use std::net::{TcpListener, TcpStream as Backend};
 use std::thread;
@@ -42,6 +43,7 @@ impl Rig {
             checksum: true,
             joins: JoinPolicy::AnyPort,
             keepalive: None,
+            congestion: Algorithm::default(),
         };
         let config = EngineConfig {
             receive_buffer_bytes: BUFFER_BYTES,

@@ -1,5 +1,6 @@
 //! What an engine is told at start.
 
+use crate::tcp::congestion::Algorithm;
 use crate::time::Duration;
 use std::net::SocketAddr;
 
@@ -80,6 +81,7 @@ pub struct ServiceConfig {
     /// Silence after which a subflow is asked whether it is still there (RFC 9293 §3.8.4); `None`:
     /// never.
     pub keepalive: Option<Duration>,
+    pub congestion: Algorithm,
 }
 
 /// To which ports of our addresses a subflow may be joined.

@@ -119,7 +119,7 @@ impl Engine {
             connection.checksum = asks_checksum || capable.flags & MpCapable::FLAG_CHECKSUM != 0;
             self.tokens.insert(token, id.index);
         }
-        let subflow = self.new_subflow(now, iface, segment, handshake, true);
+        let subflow = self.new_subflow(now, iface, segment, service, handshake, true);
         let subflow = connection.add_subflow(subflow) as u32;
         self.connections.insert(connection);
         self.half_open += 1;
@@ -196,7 +196,8 @@ impl Engine {
             local_nonce: self.entropy.next_u32(),
             remote_nonce: nonce,
         };
-        let mut subflow = self.new_subflow(now, iface, segment, handshake, false);
+        let service = connection.service;
+        let mut subflow = self.new_subflow(now, iface, segment, service, handshake, false);
         let connection = &mut self.connections[index];
         subflow.local_id = connection.take_local_id();
         subflow.remote_id = address_id;
@@ -238,15 +239,17 @@ impl Engine {
         None
     }
 
-    /// A subflow in SYN-RECEIVED for this SYN.
+    /// A subflow in SYN-RECEIVED for this SYN, of a connection of `service`.
     fn new_subflow(
         &mut self,
         now: Instant,
         iface: IfaceId,
         segment: &Segment<'_>,
+        service: usize,
         handshake: Handshake,
         initial: bool,
     ) -> Subflow {
+        let service = &self.services[service].config;
         let theirs = &segment.tcp.options;
         let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
         let remote = SocketAddr::new(segment.src, segment.tcp.src_port);
@@ -283,7 +286,11 @@ impl Engine {
             initial,
             // A field that is rounded up offers the rest of a unit more.
             rx: Receiver::new(segment.tcp.seq, window_max + (1 << rcv_wscale)),
-            tx: Sender::new(iss, usize::from(mss)),
+            tx: Sender::new(
+                iss,
+                usize::from(mss),
+                service.congestion.start(usize::from(mss)),
+            ),
             ts: theirs
                 .timestamps
                 .map(|ts| TsState::new(clock, ts.tsval, now)),

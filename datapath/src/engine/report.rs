@@ -43,7 +43,11 @@ pub struct SubflowReport {
     pub backup: bool,
     pub srtt_us: Option<u64>,
     pub rto_ms: u64,
+    /// Name of its congestion control.
+    pub congestion: &'static str,
     pub cwnd_bytes: usize,
+    /// `None` before the first loss.
+    pub ssthresh_bytes: Option<usize>,
     pub mss_bytes: usize,
     pub in_flight_bytes: usize,
     pub retransmits: u64,
@@ -88,7 +92,9 @@ impl Engine {
                             backup: s.backup,
                             srtt_us: s.tx.rtt.srtt().map(|d| d.as_micros() as u64),
                             rto_ms: s.tx.rtt.rto().as_millis() as u64,
+                            congestion: s.tx.cc.name(),
                             cwnd_bytes: s.tx.cc.cwnd(),
+                            ssthresh_bytes: Some(s.tx.cc.ssthresh()).filter(|&b| b != usize::MAX),
                             mss_bytes: s.tx.mss,
                             in_flight_bytes: s.tx.in_flight(),
                             retransmits: s.tx.retransmits,

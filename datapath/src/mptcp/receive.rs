@@ -267,6 +267,18 @@ impl Connection {
         self.reset_all(Reset::default());
     }
 
+    /// Shows all subflows to the congestion control of subflow `index`, if it couples them.
+    fn gather_siblings(&mut self, index: usize) {
+        let sender = &mut self.subflows[index].tx;
+        if !sender.cc.is_coupled() {
+            return;
+        }
+        let mut siblings = std::mem::take(&mut sender.siblings);
+        siblings.clear();
+        siblings.extend(self.subflows.iter().filter_map(|(_, s)| s.tx.as_sibling()));
+        self.subflows[index].tx.siblings = siblings;
+    }
+
     fn on_acknowledgment(
         &mut self,
         index: usize,
@@ -274,6 +286,7 @@ impl Connection {
         segment: &Segment<'_>,
         metrics: &mut Metrics,
     ) {
+        self.gather_siblings(index);
         let header = &segment.tcp;
         let subflow = &mut self.subflows[index];
         let options = &header.options;

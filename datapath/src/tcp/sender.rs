@@ -3,7 +3,7 @@
 //! Loss is found by duplicate ACKs (RFC 5681 §3.2) or, with SACK, by what lies above a hole
 //! (RFC 6675 §4, `IsLost`), and else by the retransmission timer (RFC 6298 §5).
 
-use super::congestion::{Ack, CongestionControl, NewReno};
+use super::congestion::{Ack, CongestionControl, Sibling};
 use super::rtt::RttEstimator;
 use crate::seq::TcpSeq;
 use crate::time::{Duration, Instant};
@@ -80,6 +80,8 @@ pub struct Sender<M> {
     pub mss: usize,
     pub rtt: RttEstimator,
     pub cc: Box<dyn CongestionControl>,
+    /// For an algorithm that couples subflows; filled before each acknowledgment.
+    pub siblings: Vec<Sibling>,
     flight: VecDeque<Sent<M>>,
     /// Octets thought to be in the network (RFC 6675 §2).
     pipe: usize,
@@ -95,7 +97,7 @@ pub struct Sender<M> {
 }
 
 impl<M: Copy> Sender<M> {
-    pub fn new(iss: TcpSeq, mss: usize) -> Sender<M> {
+    pub fn new(iss: TcpSeq, mss: usize, cc: Box<dyn CongestionControl>) -> Sender<M> {
         Sender {
             iss,
             snd_una: iss,
@@ -105,7 +107,8 @@ impl<M: Copy> Sender<M> {
             wl2: iss,
             mss,
             rtt: RttEstimator::default(),
-            cc: Box::new(NewReno::new(mss)),
+            cc,
+            siblings: Vec::new(),
             flight: VecDeque::new(),
             pipe: 0,
             lost_segments: 0,
@@ -126,6 +129,17 @@ impl<M: Copy> Sender<M> {
         self.wl2 = self.snd_una;
         self.rto_at = None;
         self.rtt.on_progress();
+    }
+
+    /// As algorithms of other subflows see this one, once its round trip has been measured.
+    pub fn as_sibling(&self) -> Option<Sibling> {
+        Some(Sibling {
+            cwnd: self.cc.cwnd(),
+            ssthresh: self.cc.ssthresh(),
+            mss: self.mss,
+            srtt: self.rtt.srtt()?,
+            recovering: matches!(self.recovery, Some(Recovery::Fast(_))),
+        })
     }
 
     pub fn in_flight(&self) -> usize {
@@ -225,10 +239,12 @@ impl<M: Copy> Sender<M> {
                 self.cc.on_ack(&Ack {
                     now,
                     acked_bytes: outcome.advanced,
+                    snd_una: self.snd_una,
+                    snd_nxt: self.snd_nxt,
                     rtt: None,
                     srtt: self.rtt.srtt(),
                     min_rtt: None,
-                    siblings: &[],
+                    siblings: &self.siblings,
                 });
             }
             self.rearm(now);
@@ -456,11 +472,12 @@ impl<M: Copy> Sender<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tcp::congestion::NewReno;
 
     const MSS: usize = 1000;
 
     fn sender(segments: usize) -> Sender<()> {
-        let mut tx = Sender::new(TcpSeq(u32::MAX - 2500), MSS);
+        let mut tx = Sender::new(TcpSeq(u32::MAX - 2500), MSS, Box::new(NewReno::new(MSS)));
         tx.on_handshake_done(TcpSeq(1), 100_000);
         for _ in 0..segments {
             tx.on_sent(Instant::ZERO, MSS, false, ());

@@ -6,6 +6,7 @@ use mpx_datapath::engine::{Engine, EngineConfig, InterfaceConfig, JoinPolicy, Se
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
 use mpx_datapath::seq::TcpSeq;
+use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::frame::{self, Link, Segment};
 use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
@@ -37,6 +38,7 @@ impl Script {
             checksum: false,
             joins: JoinPolicy::AnyPort,
             keepalive: Some(KEEPALIVE),
+            congestion: Algorithm::default(),
         };
         let config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
         let now = Instant::from_millis(1000);

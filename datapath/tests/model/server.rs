@@ -28,6 +28,7 @@ impl Server {
             checksum: config.checksum,
             joins: JoinPolicy::AnyPort,
             keepalive: None,
+            congestion: config.congestion,
         };
         let interfaces = paths.map(|_| InterfaceConfig { mtu: MTU }).collect();
         let mut engine = EngineConfig::new(interfaces, vec![service]);

@@ -12,6 +12,7 @@ use super::trace::{self, Tracer};
 use mpx_datapath::port::memory::{MemoryConfig, MemoryPort};
 use mpx_datapath::port::pcap::PcapPort;
 use mpx_datapath::port::{IfaceId, Port};
+use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::frame::Segment;
 use std::cell::Cell;
@@ -57,6 +58,8 @@ pub struct SimConfig {
     pub app: Behaviour,
     /// Flag A of the server's MP_CAPABLE.
     pub checksum: bool,
+    /// Of the server.
+    pub congestion: Algorithm,
     pub receive_buffer_bytes: usize,
     pub send_buffer_bytes: usize,
     pub subflows_max: usize,
@@ -77,6 +80,7 @@ impl SimConfig {
             seed: 1,
             app,
             checksum: false,
+            congestion: Algorithm::default(),
             receive_buffer_bytes: 256 * 1024,
             send_buffer_bytes: 512 * 1024,
             subflows_max: 8,

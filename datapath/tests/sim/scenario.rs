@@ -5,6 +5,7 @@ use crate::model::apps::Behaviour;
 use crate::model::client::{AckPolicy, ClientConfig, Quirks};
 use crate::model::net::{Path, Side};
 use crate::model::sim::{Family, SimConfig};
+use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::time::Duration;
 
 /// Octets in one direction of one connection.
@@ -135,6 +136,7 @@ impl Scenario {
             family,
             seed,
             checksum: draw.one_in(3),
+            congestion: Algorithm::ALL[(seed % 2) as usize],
             receive_buffer_bytes: draw.buffer_bytes(),
             send_buffer_bytes: draw.buffer_bytes(),
             subflows_max: draw.pick(&[1, 2, 4, 8]),

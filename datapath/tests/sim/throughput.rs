@@ -1,4 +1,4 @@
-//! What loss and the client's buffer leave of a path: a table of downloads in virtual time.
+//! What loss and the client's buffer leave of a path to NewReno: a table of downloads in virtual time.
 //!
 //! It judges nothing. It is kept as a file, so that a change of the sender shows what it does to
 //! throughput: `UPDATE_EXPECT=1` in the environment writes the file anew.
@@ -8,6 +8,7 @@ use crate::model::client::{AckPolicy, ClientConfig};
 use crate::model::net::Path;
 use crate::model::sim::{Family, Sim, SimConfig};
 use expect_test::expect_file;
+use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::time::Duration;
 use std::fmt::Write;
 
@@ -74,6 +75,7 @@ fn download(seed: u64, loss_permille: u32, receive_buffer_bytes: usize) -> (usiz
     let mut sim = Sim::new(SimConfig {
         paths: vec![path],
         seed,
+        congestion: Algorithm::Reno,
         send_buffer_bytes: 4 << 20,
         ..SimConfig::with(Behaviour {
             send_bytes: DOWNLOAD_BYTES,

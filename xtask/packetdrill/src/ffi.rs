@@ -340,6 +340,13 @@ extern "C" fn setsockopt(
         }
         _ => Err(libc::EINVAL),
     };
+    // As Linux has it, a name without its terminating zero will do.
+    let congestion = || {
+        let name = slice::<u8>(value.cast(), len as usize);
+        let name = name.split(|&octet| octet == 0).next().unwrap_or_default();
+        let algorithm = std::str::from_utf8(name).ok().and_then(|n| n.parse().ok());
+        shim().set_congestion(algorithm.ok_or(libc::ENOENT)?)
+    };
     let set = match (level, name) {
         _ if !shim().exists(fd) => Err(libc::EBADF),
         (libc::SOL_SOCKET, libc::SO_LINGER) => linger(),
@@ -349,6 +356,7 @@ extern "C" fn setsockopt(
         ) => Ok(()),
         // The stack never holds back a small segment (RFC 9293 §3.7.4 leaves that to the app).
         (libc::IPPROTO_TCP, libc::TCP_NODELAY) => Ok(()),
+        (libc::IPPROTO_TCP, libc::TCP_CONGESTION) => congestion(),
         _ => Err(libc::ENOPROTOOPT),
     };
     status(set.map(|()| 0))

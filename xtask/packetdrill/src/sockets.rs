@@ -4,6 +4,7 @@
 use crate::stack::{Opened, Stack};
 use mpx_datapath::app::CloseCause;
 use mpx_datapath::engine::{ConnId, SubflowReport};
+use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::time::{Duration, Instant};
 use std::collections::HashMap;
 use std::fs::File;
@@ -235,6 +236,16 @@ impl Shim {
 
     pub(crate) fn set_reset_on_close(&self, fd: i32, on: bool) -> Result<(), Errno> {
         self.lock().socket(fd)?.reset_on_close = on;
+        Ok(())
+    }
+
+    /// Fails once there is an engine: it has its algorithm from the service.
+    pub(crate) fn set_congestion(&self, algorithm: Algorithm) -> Result<(), Errno> {
+        let mut host = self.lock();
+        if host.stack.is_started() {
+            return Err(libc::EBUSY);
+        }
+        host.stack.set_congestion(algorithm);
         Ok(())
     }
 

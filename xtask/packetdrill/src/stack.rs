@@ -8,6 +8,7 @@ use mpx_datapath::engine::{
 use mpx_datapath::metrics::Metrics;
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
+use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::time::{Duration, Instant};
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -31,6 +32,7 @@ const TICK: Duration = Duration::from_micros(10);
 pub(crate) struct Stack {
     /// Where it listens, until the first packet starts the engine.
     listening: Option<SocketAddr>,
+    congestion: Algorithm,
     engine: Option<Engine>,
     app: Rc<RefCell<AppState>>,
     now: Instant,
@@ -45,6 +47,7 @@ impl Stack {
         Stack {
             counters: counters.map(|path| (path.into(), Metrics::default())),
             listening: None,
+            congestion: Algorithm::Reno,
             engine: None,
             app: Rc::default(),
             // Not at zero: times before the first event must exist.
@@ -57,8 +60,17 @@ impl Stack {
         self.now
     }
 
+    pub(crate) fn is_started(&self) -> bool {
+        self.engine.is_some()
+    }
+
     pub(crate) fn is_listening(&self) -> bool {
         self.listening.is_some() || self.engine.as_ref().is_some_and(|e| !e.is_draining())
+    }
+
+    /// For connections that open once the first packet has come.
+    pub(crate) fn set_congestion(&mut self, algorithm: Algorithm) {
+        self.congestion = algorithm;
     }
 
     pub(crate) fn listen(&mut self, addr: SocketAddr) {
@@ -74,6 +86,7 @@ impl Stack {
             checksum: false,
             joins: JoinPolicy::AnyPort,
             keepalive: None,
+            congestion: self.congestion,
         };
         let mtu = if addr.is_ipv6() { MTU_IPV6 } else { MTU_IPV4 };
         let mut config = EngineConfig::new(vec![InterfaceConfig { mtu }], vec![service]);

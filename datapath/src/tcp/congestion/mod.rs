@@ -3,14 +3,64 @@
 //! The sender finds losses and spreads what may leave during recovery (RFC 6937); an algorithm here
 //! decides how far the window falls and how it grows.
 
+mod cubic;
+mod hystart;
 mod newreno;
 
+pub use cubic::Cubic;
 pub use newreno::NewReno;
 
+use crate::seq::TcpSeq;
 use crate::time::{Duration, Instant};
+use std::str::FromStr;
 
 /// RFC 6928: ten segments.
 pub const INITIAL_WINDOW_SEGMENTS: usize = 10;
+
+/// More than a peer can ever advertise (RFC 7323 §2.3).
+const WINDOW_MAX_BYTES: usize = 1 << 30;
+
+/// The algorithms there are to choose from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Algorithm {
+    #[default]
+    Cubic,
+    Reno,
+}
+
+impl Algorithm {
+    /// The default first.
+    pub const ALL: [Algorithm; 2] = [Algorithm::Cubic, Algorithm::Reno];
+
+    /// As the configuration and `ss` call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Algorithm::Reno => "reno",
+            Algorithm::Cubic => "cubic",
+        }
+    }
+
+    /// For a new subflow whose largest segment has `mss` octets of text.
+    pub fn start(self, mss: usize) -> Box<dyn CongestionControl> {
+        match self {
+            Algorithm::Reno => Box::new(NewReno::new(mss)),
+            Algorithm::Cubic => Box::new(Cubic::new(mss)),
+        }
+    }
+}
+
+impl FromStr for Algorithm {
+    type Err = UnknownAlgorithm;
+
+    fn from_str(name: &str) -> Result<Algorithm, UnknownAlgorithm> {
+        let named = Algorithm::ALL.into_iter().find(|a| a.name() == name);
+        named.ok_or(UnknownAlgorithm)
+    }
+}
+
+/// There is no algorithm of that name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownAlgorithm;
 
 /// What an acknowledgment tells an algorithm.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +68,9 @@ pub struct Ack<'a> {
     pub now: Instant,
     /// Newly acknowledged, octets.
     pub acked_bytes: usize,
+    /// After it: what tells one round trip from the next.
+    pub snd_una: TcpSeq,
+    pub snd_nxt: TcpSeq,
     /// Of the segment that this acknowledgment measured last, if it measured any.
     pub rtt: Option<Duration>,
     pub srtt: Option<Duration>,
@@ -40,7 +93,7 @@ pub struct Sibling {
 
 /// Congestion control of one subflow.
 pub trait CongestionControl: std::fmt::Debug {
-    /// As the configuration and `ss` call it.
+    /// As [`Algorithm::name`].
     fn name(&self) -> &'static str;
 
     /// Octets that may be in flight.
@@ -74,3 +127,6 @@ pub trait CongestionControl: std::fmt::Debug {
     /// The largest segment has become another one (RFC 1191 §6.4).
     fn set_mss(&mut self, mss: usize);
 }
+
+#[cfg(test)]
+mod tests;

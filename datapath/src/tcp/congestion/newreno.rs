@@ -96,11 +96,14 @@ impl CongestionControl for NewReno {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::seq::TcpSeq;
 
     fn ack(acked_bytes: usize) -> Ack<'static> {
         Ack {
             now: Instant::ZERO,
             acked_bytes,
+            snd_una: TcpSeq(0),
+            snd_nxt: TcpSeq(0),
             rtt: None,
             srtt: None,
             min_rtt: None,
