@@ -334,7 +334,10 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("max_half_open", "max_half_open = 4096"),
     ("receive_buffer_bytes", "receive_buffer_bytes = 1048576"),
     ("send_buffer_bytes", "send_buffer_bytes = 1048576"),
-    ("max_challenge_acks_per_s", "max_challenge_acks_per_s = 1000"),
+    (
+        "max_challenge_acks_per_s",
+        "max_challenge_acks_per_s = 1000",
+    ),
     ("max_resets_per_s", "max_resets_per_s = 10000"),
 ];
 

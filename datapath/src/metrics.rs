@@ -69,6 +69,11 @@ counters! {
     tcp_retrans_segs => "RetransSegs",
     tcp_timeouts => "TCPTimeouts",
     tcp_fast_recoveries => "TCPFastRecoveries",
+    /// Reductions of the window taken back: nothing had been lost.
+    tcp_loss_undo => "TCPLossUndo",
+    tcp_loss_probes => "TCPLossProbes",
+    tcp_loss_probe_recovery => "TCPLossProbeRecovery",
+    tcp_dsack_rx => "TCPDSACKRecv",
     syn_ack_timeouts => "SynAckTimeouts",
     /// A subflow given up after too many retransmissions.
     subflow_timeouts => "SubflowTimeouts",

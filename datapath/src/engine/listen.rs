@@ -289,6 +289,7 @@ impl Engine {
             tx: Sender::new(
                 iss,
                 usize::from(mss),
+                theirs.sack_permitted,
                 service.congestion.start(usize::from(mss)),
             ),
             ts: theirs

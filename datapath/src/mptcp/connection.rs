@@ -247,6 +247,10 @@ impl Connection {
             };
             if due(subflow.tx.rto_at) {
                 self.on_retransmission_timeout(index, now, metrics);
+            } else if due(subflow.tx.next_deadline()) {
+                let outcome = subflow.tx.on_timers(now);
+                metrics.tcp_fast_recoveries += u64::from(outcome.loss_found);
+                metrics.tcp_loss_probes += u64::from(outcome.tail_probe);
             }
             if due(self.keepalive_at(index)) {
                 self.on_keepalive(index, now, metrics);

@@ -92,7 +92,7 @@ impl Connection {
         if subflow.syn_ack_transmissions == 1
             && let Some(sent_at) = subflow.syn_ack_sent_at
         {
-            subflow.tx.rtt.on_sample(now.since(sent_at));
+            subflow.tx.rtt.on_sample(now, now.since(sent_at));
         }
         if subflow.initial {
             if self.mode == Mode::Tcp {

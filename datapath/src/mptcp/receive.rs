@@ -312,9 +312,10 @@ impl Connection {
             |at| clock.is_some_and(|clock| Some(clock.tsval(at)) == tsecr),
             |sent| *reinjections -= usize::from(sent.mark.reinjection),
         );
-        if outcome.loss_found {
-            metrics.tcp_fast_recoveries += 1;
-        }
+        metrics.tcp_fast_recoveries += u64::from(outcome.loss_found);
+        metrics.tcp_loss_undo += u64::from(outcome.undone);
+        metrics.tcp_loss_probe_recovery += u64::from(outcome.probe_repaired);
+        metrics.tcp_dsack_rx += u64::from(outcome.dsack);
         subflow.tx.update_window(header.seq, header.ack, window);
         subflow.probes_unanswered = 0;
         if subflow.tx.snd_wnd > 0 {

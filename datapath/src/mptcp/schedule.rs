@@ -110,6 +110,7 @@ impl Connection {
             || subflow.probe_due
             || subflow.data_fin_due
             || subflow.tx.retransmission_ready()
+            || subflow.tx.tail_to_probe().is_some()
             || self.reinjection_ready(index)
             || self.fin_ready(index)
             || self.next_new_data(index, subflow.tx.mss).is_some()

@@ -284,15 +284,19 @@ impl Subflow {
 
     /// The earliest of this subflow's timers.
     pub fn next_deadline(&self) -> Option<Instant> {
-        [self.tx.rto_at, self.rx.delayed_ack_at, self.persist_at]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.tx.next_deadline(),
+            self.rx.delayed_ack_at,
+            self.persist_at,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// All timers off: the subflow is over.
     pub fn stop_timers(&mut self) {
-        self.tx.rto_at = None;
+        self.tx.stop_timers();
         self.rx.delayed_ack_at = None;
         self.persist_at = None;
     }

@@ -6,6 +6,7 @@ use crate::crypto;
 use crate::metrics::Metrics;
 use crate::seq::{DataSeq, TcpSeq};
 use crate::tcp::State;
+use crate::tcp::sender::Sent;
 use crate::time::Instant;
 use crate::wire::checksum;
 use crate::wire::frame;
@@ -66,32 +67,66 @@ impl Connection {
         frame: &mut [u8],
         metrics: &mut Metrics,
     ) -> usize {
-        let subflow = &self.subflows[index];
-        if subflow.tx.retransmission_ready()
-            && let Some((at, sent)) = subflow.tx.next_lost()
-        {
-            metrics.tcp_retrans_segs += 1;
-            let dsn = sent.mark.dsn + sent.seq.distance(sent.mark.seq);
-            let mut mapping = (sent.len > 0).then_some(sent.mark);
-            let written = self.write_segment(
-                index,
-                now,
-                frame,
-                sent.seq,
-                sent.fin,
-                dsn,
-                sent.len,
-                &mut mapping,
-            );
-            self.subflows[index].tx.on_retransmitted(now, at);
-            return written;
-        }
-        if !subflow.state.may_send() || subflow.fin_wanted && self.mode == Mode::Mptcp {
-            return 0;
-        }
-        let mut payload_max = subflow.tx.mss.saturating_sub(self.text_options_len(index));
+        let options_len = self.text_options_len(index);
+        let subflow = &mut self.subflows[index];
+        let mut payload_max = subflow.tx.mss.saturating_sub(options_len);
         if frame.len() < payload_max + 128 {
             payload_max = frame.len().saturating_sub(128);
+        }
+        if subflow.tx.retransmission_ready()
+            && let Some(lost) = subflow.tx.next_lost(payload_max)
+        {
+            let another = lost.cut && lost.sent.mark.reinjection;
+            subflow.reinjections_in_flight += usize::from(another);
+            return self.retransmit(index, now, frame, lost.at, lost.sent, metrics);
+        }
+        let written = self.transmit_new(index, now, frame, payload_max);
+        if written == 0
+            && let Some((at, sent)) = self.subflows[index].tx.tail_to_probe()
+        {
+            return self.retransmit(index, now, frame, at, sent, metrics);
+        }
+        written
+    }
+
+    /// A segment in flight leaves again, under its mapping.
+    fn retransmit(
+        &mut self,
+        index: usize,
+        now: Instant,
+        frame: &mut [u8],
+        at: usize,
+        sent: Sent<SentMapping>,
+        metrics: &mut Metrics,
+    ) -> usize {
+        metrics.tcp_retrans_segs += 1;
+        let dsn = sent.mark.dsn + sent.seq.distance(sent.mark.seq);
+        let mut mapping = (sent.len > 0).then_some(sent.mark);
+        let written = self.write_segment(
+            index,
+            now,
+            frame,
+            sent.seq,
+            sent.fin,
+            dsn,
+            sent.len,
+            &mut mapping,
+        );
+        self.subflows[index].tx.on_retransmitted(now, at);
+        written
+    }
+
+    /// A reinjection, or else new data, of at most `payload_max` octets.
+    fn transmit_new(
+        &mut self,
+        index: usize,
+        now: Instant,
+        frame: &mut [u8],
+        payload_max: usize,
+    ) -> usize {
+        let subflow = &self.subflows[index];
+        if !subflow.state.may_send() || subflow.fin_wanted && self.mode == Mode::Mptcp {
+            return 0;
         }
         let reinjection = if self.reinjection_ready(index) {
             self.snd

@@ -1,6 +1,6 @@
 //! Round-trip time and retransmission timeout (RFC 6298).
 
-use crate::time::Duration;
+use crate::time::{Duration, Instant};
 
 /// RFC 6298 §2.1: before the first measurement.
 pub const RTO_INITIAL: Duration = Duration::from_secs(1);
@@ -8,6 +8,8 @@ pub const RTO_INITIAL: Duration = Duration::from_secs(1);
 pub const RTO_MIN: Duration = Duration::from_millis(200);
 /// RFC 6298 §2.5 allows a ceiling of 60 s or more.
 pub const RTO_MAX: Duration = Duration::from_secs(60);
+/// How long the smallest round trip is remembered: paths change (RFC 8985 §6.2 step 1).
+const MIN_RTT_VALID: Duration = Duration::from_secs(300);
 
 /// Smoothed round-trip time of one subflow.
 #[derive(Clone, Debug)]
@@ -15,6 +17,8 @@ pub struct RttEstimator {
     srtt: Option<Duration>,
     rttvar: Duration,
     rto: Duration,
+    /// The smallest of late, and when it was measured.
+    min_rtt: Option<(Duration, Instant)>,
     /// Timeouts in a row without progress.
     backoff: u32,
     /// Doublings of the timeout, until it is measured again.
@@ -27,6 +31,7 @@ impl Default for RttEstimator {
             srtt: None,
             rttvar: Duration::ZERO,
             rto: RTO_INITIAL,
+            min_rtt: None,
             backoff: 0,
             doublings: 0,
         }
@@ -37,8 +42,14 @@ impl RttEstimator {
     /// RFC 6298 §2.2, §2.3. The caller holds to Karn's algorithm (§3): no samples from what was
     /// sent more than once. Until the first one after a timeout the timeout stays backed off
     /// (§5.7): a path that has become slower could not be measured otherwise.
-    pub fn on_sample(&mut self, rtt: Duration) {
+    pub fn on_sample(&mut self, now: Instant, rtt: Duration) {
         self.doublings = 0;
+        if self
+            .min_rtt
+            .is_none_or(|(min, at)| rtt <= min || now.since(at) > MIN_RTT_VALID)
+        {
+            self.min_rtt = Some((rtt, now));
+        }
         match self.srtt {
             None => {
                 self.srtt = Some(rtt);
@@ -59,6 +70,12 @@ impl RttEstimator {
         self.doublings = self.doublings.saturating_add(1);
     }
 
+    /// The last timeout was spurious: the path is as fast as it was measured.
+    pub fn on_spurious_timeout(&mut self) {
+        self.backoff = 0;
+        self.doublings = 0;
+    }
+
     /// New data was acknowledged: the path works.
     pub fn on_progress(&mut self) {
         self.backoff = 0;
@@ -76,6 +93,11 @@ impl RttEstimator {
 
     pub fn srtt(&self) -> Option<Duration> {
         self.srtt
+    }
+
+    /// The smallest of the last minutes.
+    pub fn min_rtt(&self) -> Option<Duration> {
+        self.min_rtt.map(|(min, _)| min)
     }
 
     pub fn rttvar(&self) -> Duration {
@@ -98,19 +120,30 @@ mod tests {
     fn first_and_later_samples_follow_rfc_6298_section_2() {
         let mut rtt = RttEstimator::default();
         assert_eq!(rtt.rto(), Duration::from_secs(1));
-        rtt.on_sample(Duration::from_millis(100));
+        rtt.on_sample(Instant::ZERO, Duration::from_millis(100));
         assert_eq!(rtt.srtt(), Some(Duration::from_millis(100)));
         assert_eq!(rtt.rto(), Duration::from_millis(300)); // 100 + 4 * 50
-        rtt.on_sample(Duration::from_millis(180));
+        rtt.on_sample(Instant::ZERO, Duration::from_millis(180));
         // rttvar = 3/4 * 50 + 1/4 * 80 = 57.5; srtt = 7/8 * 100 + 1/8 * 180 = 110
         assert_eq!(rtt.srtt(), Some(Duration::from_millis(110)));
         assert_eq!(rtt.rto(), Duration::from_millis(340));
     }
 
     #[test]
+    fn the_smallest_round_trip_is_forgotten_after_a_while() {
+        let mut rtt = RttEstimator::default();
+        rtt.on_sample(Instant::ZERO, Duration::from_millis(10));
+        let valid = Instant::ZERO + MIN_RTT_VALID;
+        rtt.on_sample(valid, Duration::from_millis(50));
+        assert_eq!(rtt.min_rtt(), Some(Duration::from_millis(10)));
+        rtt.on_sample(valid + Duration::from_millis(1), Duration::from_millis(60));
+        assert_eq!(rtt.min_rtt(), Some(Duration::from_millis(60)));
+    }
+
+    #[test]
     fn backoff_doubles_to_the_ceiling_and_ends_with_a_measurement() {
         let mut rtt = RttEstimator::default();
-        rtt.on_sample(Duration::from_millis(1));
+        rtt.on_sample(Instant::ZERO, Duration::from_millis(1));
         assert_eq!(rtt.rto(), RTO_MIN);
         rtt.on_timeout();
         assert_eq!(rtt.rto(), RTO_MIN * 2);
@@ -120,7 +153,7 @@ mod tests {
         assert_eq!(rtt.rto(), RTO_MAX);
         rtt.on_progress();
         assert_eq!((rtt.rto(), rtt.backoff()), (RTO_MAX, 0));
-        rtt.on_sample(Duration::from_millis(1));
+        rtt.on_sample(Instant::ZERO, Duration::from_millis(1));
         assert_eq!(rtt.rto(), RTO_MIN);
     }
 }

@@ -86,6 +86,10 @@ impl SackBlocks {
         &self.blocks[..usize::from(self.len)]
     }
 
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [(TcpSeq, TcpSeq)] {
+        &mut self.blocks[..usize::from(self.len)]
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -1,0 +1,496 @@
+use super::*;
+use crate::tcp::congestion::NewReno;
+
+const MSS: usize = 1000;
+/// How long every segment of [`sender`] has been under way when it is acknowledged first.
+const RTT_MS: u64 = 10;
+
+/// With so many segments in flight that left at time 0.
+fn sender(sack: bool, segments: usize) -> Sender<()> {
+    let iss = TcpSeq(u32::MAX - 2500);
+    let mut tx = Sender::new(iss, MSS, sack, Box::new(NewReno::new(MSS)));
+    tx.on_handshake_done(TcpSeq(1), 100_000);
+    for _ in 0..segments {
+        tx.on_sent(Instant::ZERO, MSS, false, ());
+    }
+    tx
+}
+
+fn at(tx: &Sender<()>, segments: usize) -> TcpSeq {
+    tx.iss + 1 + segments * MSS
+}
+
+fn blocks(tx: &Sender<()>, sacked: &[(usize, usize)]) -> SackBlocks {
+    let mut sack = SackBlocks::default();
+    for &(a, b) in sacked {
+        sack.push(at(tx, a), at(tx, b));
+    }
+    sack
+}
+
+fn ack_at(tx: &mut Sender<()>, ms: u64, n: usize, sacked: &[(usize, usize)]) -> AckOutcome {
+    let (ack, sack) = (at(tx, n), blocks(tx, sacked));
+    let now = Instant::from_millis(ms);
+    tx.on_ack(now, ack, &sack, true, |_| false, |_| {})
+}
+
+fn ack(tx: &mut Sender<()>, n: usize, sacked: &[(usize, usize)]) -> AckOutcome {
+    ack_at(tx, RTT_MS, n, sacked)
+}
+
+/// Sends again whatever may go, and says which segments.
+fn resend(tx: &mut Sender<()>, ms: u64) -> Vec<usize> {
+    let mut again = Vec::new();
+    while tx.retransmission_ready() {
+        let lost = tx.next_lost(MSS).expect("one is ready");
+        again.push(lost.sent.seq.distance(tx.iss + 1) / MSS);
+        tx.on_retransmitted(Instant::from_millis(ms), lost.at);
+    }
+    again
+}
+
+/// The pace is none of these tests' business.
+fn send_new(tx: &mut Sender<()>, ms: u64) -> usize {
+    let mut sent = 0;
+    while tx.in_flight() + MSS <= tx.window() {
+        tx.on_sent(Instant::from_millis(ms), MSS, false, ());
+        sent += 1;
+    }
+    sent
+}
+
+// RFC 5681 §3.2, RFC 6582 §3.2.
+#[test]
+fn third_duplicate_ack_fires_and_the_second_does_not() {
+    let mut tx = sender(false, 10);
+    ack(&mut tx, 1, &[]);
+    assert!(!ack(&mut tx, 1, &[]).loss_found && !ack(&mut tx, 1, &[]).loss_found);
+    assert!(ack(&mut tx, 1, &[]).loss_found);
+    // Half of the nine segments in flight, and the first goes although the other eight more than
+    // fill that.
+    assert_eq!(tx.cc.cwnd(), 9 * MSS / 2);
+    assert_eq!(resend(&mut tx, RTT_MS), [1]);
+    // A partial ACK names the next hole; a full one ends recovery.
+    ack(&mut tx, 3, &[]);
+    assert_eq!(resend(&mut tx, RTT_MS), [3]);
+    ack(&mut tx, 10, &[]);
+    assert!(tx.flight_is_empty() && tx.rto_at.is_none() && tx.in_flight() == 0);
+}
+
+// RFC 3042: each of the first two duplicates lets a new segment go, although none is acknowledged.
+#[test]
+fn the_first_two_duplicate_acks_let_new_segments_go() {
+    for sack in [false, true] {
+        let mut tx = sender(sack, 10);
+        assert!(!tx.cwnd_room());
+        let mut sent = Vec::new();
+        for n in 0..2 {
+            let sacked: &[(usize, usize)] = if sack { &[(1, 2 + n)] } else { &[] };
+            ack(&mut tx, 0, sacked);
+            sent.push(send_new(&mut tx, RTT_MS));
+        }
+        assert_eq!(sent, [1, 1], "sack: {sack}");
+    }
+}
+
+// RFC 8985 §6.2 step 4: without a sign of reordering three are enough, and nothing is waited for.
+#[test]
+fn three_segments_sacked_above_a_hole_mark_every_hole_below_them() {
+    let mut tx = sender(true, 10);
+    assert!(!ack(&mut tx, 0, &[(1, 2), (3, 4)]).loss_found);
+    assert!(ack(&mut tx, 0, &[(1, 2), (3, 5)]).loss_found);
+    // RFC 6675 §5 (4.2), (4.3): half of what is not acknowledged, SACKed or not.
+    assert_eq!(tx.cc.ssthresh(), 5 * MSS);
+    assert_eq!(tx.in_flight(), 5 * MSS);
+    // The first goes in any case, the second when as little is in flight (RFC 6937 §3.1).
+    assert_eq!(resend(&mut tx, RTT_MS), [0]);
+    ack(&mut tx, 0, &[(1, 2), (3, 6)]);
+    assert_eq!(resend(&mut tx, RTT_MS), []);
+    ack(&mut tx, 0, &[(1, 2), (3, 7)]);
+    assert_eq!(resend(&mut tx, RTT_MS), [2]);
+}
+
+// RFC 8985 §6.2 step 5: a segment overtaken by one is lost a quarter of a round trip later.
+#[test]
+fn one_segment_sacked_above_a_hole_marks_it_when_the_reordering_window_is_over() {
+    let mut tx = sender(true, 3);
+    assert!(!ack(&mut tx, 0, &[(2, 3)]).loss_found);
+    let due = Instant::from_micros(RTT_MS * 1000 * 5 / 4);
+    assert_eq!(tx.next_deadline(), Some(due));
+    assert!(!tx.on_timers(Instant(due.0 - 1)).loss_found);
+    assert!(tx.on_timers(due).loss_found);
+    assert_eq!(resend(&mut tx, 13), [0]);
+}
+
+// RFC 8985 §6.2 step 3: what was reordered once is waited for in spite of three SACKed segments.
+#[test]
+fn reordering_seen_once_makes_room_for_more() {
+    let mut tx = sender(true, 10);
+    ack(&mut tx, 0, &[(1, 2)]);
+    ack(&mut tx, 2, &[]);
+    assert!(!ack(&mut tx, 2, &[(3, 8)]).loss_found);
+    let due = tx.reorder_at.expect("to be looked at again");
+    assert_eq!(due, Instant::from_micros(RTT_MS * 1000 * 5 / 4));
+    assert!(tx.on_timers(due).loss_found);
+}
+
+// RFC 8985 §6.2: a retransmission that is lost is found by what left after it.
+#[test]
+fn a_lost_retransmission_is_lost_again() {
+    let mut tx = sender(true, 10);
+    ack(&mut tx, 0, &[(1, 5)]);
+    assert_eq!(resend(&mut tx, 10), [0]);
+    tx.on_sent(Instant::from_millis(11), MSS, false, ());
+    // Everything but the first has arrived, also what left after its second copy.
+    ack_at(&mut tx, 21, 0, &[(1, 11)]);
+    assert_eq!(resend(&mut tx, 21), [0]);
+}
+
+#[test]
+fn a_lower_block_of_the_same_ack_is_no_reordering() {
+    let mut tx = sender(true, 10);
+    ack(&mut tx, 0, &[(5, 6), (1, 2)]);
+    assert!(ack(&mut tx, 0, &[(5, 7), (1, 2)]).loss_found);
+}
+
+// RFC 8985 §6.2 step 4: every round with a DSACK widens the window by a quarter of the round trip.
+#[test]
+fn a_reported_duplicate_widens_the_reordering_window() {
+    let mut tx = sender(true, 10);
+    ack(&mut tx, 0, &[(1, 2)]);
+    // Its first octets came late, and again.
+    let outcome = ack(&mut tx, 2, &[(0, 1)]);
+    assert!(outcome.dsack);
+    ack(&mut tx, 2, &[(9, 10)]);
+    assert_eq!(tx.reorder_at, Some(Instant::from_millis(RTT_MS * 3 / 2)));
+}
+
+#[test]
+fn news_of_sacked_octets_finds_a_loss_although_it_moves_the_acknowledgment() {
+    let mut tx = sender(true, 10);
+    assert!(ack(&mut tx, 2, &[(3, 6)]).loss_found);
+    assert_eq!(resend(&mut tx, RTT_MS), [2]);
+}
+
+#[test]
+fn a_sacked_segment_measures_the_path_if_it_was_sent_once() {
+    let mut tx = sender(true, 4);
+    tx.on_timeout(Instant::from_millis(1000));
+    resend(&mut tx, 1000);
+    ack_at(&mut tx, 1000, 0, &[(0, 1)]);
+    assert_eq!(tx.rtt.srtt(), None);
+    tx.on_sent(Instant::from_millis(1000), MSS, false, ());
+    ack_at(&mut tx, 1010, 0, &[(4, 5)]);
+    assert_eq!(tx.rtt.srtt(), Some(Duration::from_millis(10)));
+    assert!(tx.rtt.rto() < Duration::from_secs(1), "not backed off");
+}
+
+// RFC 8985 §6.3, RFC 6298 §5.5: the head and whatever is overdue.
+#[test]
+fn timeout_takes_all_but_sacked_for_lost_and_backs_off() {
+    let mut tx = sender(true, 4);
+    ack(&mut tx, 0, &[(1, 2)]);
+    tx.on_sent(Instant::from_millis(999), MSS, false, ());
+    tx.on_timeout(Instant::from_millis(1000));
+    assert_eq!(tx.cc.cwnd(), MSS);
+    // Twice the minimum: what was SACKed measured 10 ms.
+    assert_eq!(tx.rto_at, Some(Instant::from_millis(1400)));
+    assert_eq!(tx.board.lost_segments, 3, "not what left a moment ago");
+    assert_eq!(resend(&mut tx, 1000), [0]);
+    let measured = tx.rtt.rttvar();
+    ack_at(&mut tx, 1020, 4, &[]);
+    assert_eq!((tx.rtt.backoff(), tx.in_flight()), (0, MSS));
+    assert_eq!(
+        tx.rtt.rttvar(),
+        measured,
+        "none was sent once and unheard of"
+    );
+}
+
+// RFC 2018 §8: what was SACKed may be dropped until it is acknowledged.
+#[test]
+fn a_sacked_head_means_that_the_peer_has_dropped_what_it_had() {
+    let mut tx = sender(true, 4);
+    ack(&mut tx, 0, &[(0, 2)]);
+    tx.on_timeout(Instant::from_millis(1000));
+    assert_eq!(tx.board.lost_segments, 4);
+    ack_at(&mut tx, 1010, 0, &[(1, 2)]);
+    assert_eq!(tx.board.lost_segments, 3, "it is believed again");
+}
+
+/// RFC 6298 §3: a timestamp that tells the copies apart lifts Karn's restriction, and with it the
+/// backed-off timeout; one that both copies bore does not.
+#[test]
+fn a_timestamp_measures_what_was_sent_twice() {
+    for (granularity_ms, measures) in [(256, true), (100_000, false)] {
+        let mut tx = sender(true, 1);
+        tx.on_timeout(Instant::from_millis(1000));
+        resend(&mut tx, 1000);
+        let tick = |at: Instant| at.as_millis() / granularity_ms;
+        let echoed = tick(Instant::from_millis(1000));
+        let (all, none) = (tx.snd_nxt, SackBlocks::default());
+        let now = Instant::from_millis(1030);
+        tx.on_ack(now, all, &none, false, |at| tick(at) == echoed, |_| {});
+        let srtt = measures.then_some(Duration::from_millis(30));
+        assert_eq!(tx.rtt.srtt(), srtt);
+        assert_eq!(tx.rtt.rto() < Duration::from_secs(1), measures);
+    }
+}
+
+// RFC 3522, RFC 4015: the timestamp of the first copy comes back after the second one left.
+#[test]
+fn a_timeout_is_undone_when_the_first_copy_was_acknowledged() {
+    for (echoed_ms, undone) in [(0, true), (1000, false)] {
+        let mut tx = sender(true, 8);
+        let before = tx.cc.cwnd();
+        tx.on_timeout(Instant::from_millis(1000));
+        assert_eq!(resend(&mut tx, 1000), [0]);
+        let (ack, none) = (at(&tx, 1), SackBlocks::default());
+        let echoes = |at: Instant| at == Instant::from_millis(echoed_ms);
+        let now = Instant::from_millis(1030);
+        let outcome = tx.on_ack(now, ack, &none, false, echoes, |_| {});
+        assert_eq!(outcome.undone, undone);
+        assert_eq!(tx.cc.cwnd() >= before, undone);
+        assert_eq!(tx.has_lost(), !undone);
+        assert_eq!(tx.in_flight() == 7 * MSS, undone);
+    }
+}
+
+// RFC 5682 §3.1 step 3 b: octets that were sent once and before the timeout arrive after it.
+#[test]
+fn a_timeout_is_undone_when_originals_arrive_after_it() {
+    for (acked, undone) in [(2, true), (1, false), (8, false)] {
+        let mut tx = sender(true, 8);
+        tx.on_timeout(Instant::from_millis(1000));
+        assert_eq!(resend(&mut tx, 1000), [0]);
+        assert_eq!(ack_at(&mut tx, 1030, acked, &[]).undone, undone, "{acked}");
+    }
+}
+
+// RFC 3708: every segment that was sent again is reported as a duplicate, the last one decides.
+#[test]
+fn a_recovery_is_undone_when_all_it_sent_came_twice() {
+    let mut tx = sender(true, 10);
+    let before = tx.cc.cwnd();
+    ack(&mut tx, 0, &[(2, 6)]);
+    assert_eq!(resend(&mut tx, 10), [0]);
+    ack_at(&mut tx, 11, 0, &[(2, 8)]);
+    assert_eq!(resend(&mut tx, 11), [1]);
+    assert!(!ack_at(&mut tx, 12, 10, &[]).undone);
+    assert!(tx.cc.cwnd() < before);
+    assert!(!ack_at(&mut tx, 20, 10, &[(0, 1)]).undone);
+    assert!(ack_at(&mut tx, 21, 10, &[(1, 2)]).undone);
+    assert_eq!(tx.cc.cwnd(), before);
+    // Not a second time.
+    assert!(!ack_at(&mut tx, 22, 10, &[(1, 2)]).undone);
+}
+
+#[test]
+fn a_recovery_that_is_over_for_a_round_trip_stands() {
+    let mut tx = sender(true, 10);
+    ack(&mut tx, 0, &[(1, 6)]);
+    resend(&mut tx, 10);
+    ack_at(&mut tx, 20, 10, &[]);
+    tx.on_sent(Instant::from_millis(20), MSS, false, ());
+    ack_at(&mut tx, 30, 11, &[]);
+    tx.on_sent(Instant::from_millis(30), MSS, false, ());
+    assert!(!ack_at(&mut tx, 40, 12, &[(0, 1)]).undone);
+}
+
+// RFC 6937 §3.1: with a window's worth in flight every second delivered segment lets one go, and at
+// the end as much is in flight as the halved window allows.
+#[test]
+fn recovery_sends_in_proportion_to_what_arrives() {
+    let mut tx = sender(true, 20);
+    assert!(ack(&mut tx, 0, &[(1, 4)]).loss_found);
+    let mut left = resend(&mut tx, 10).len();
+    let mut timeline = Vec::new();
+    for n in 4..20 {
+        ack(&mut tx, 0, &[(1, n + 1)]);
+        let sent = send_new(&mut tx, 10);
+        left += sent;
+        timeline.push(sent);
+    }
+    assert!(timeline.iter().all(|n| *n <= 1), "{timeline:?}");
+    assert_eq!(left, 10, "{timeline:?}");
+    assert_eq!(tx.in_flight(), 10 * MSS);
+    ack_at(&mut tx, 20, 20, &[]);
+    assert_eq!(tx.window(), 10 * MSS);
+}
+
+// RFC 6937 §3.1, PRR-SSRB: below ssthresh one more than arrived, if nothing more was lost.
+#[test]
+fn recovery_catches_up_when_more_was_lost_than_the_window_shrinks() {
+    let mut tx = sender(true, 20);
+    ack(&mut tx, 0, &[(15, 20)]);
+    // 15 are lost: as many as arrived.
+    assert_eq!(resend(&mut tx, 10).len(), 5);
+    ack_at(&mut tx, 20, 1, &[(15, 20)]);
+    assert_eq!(resend(&mut tx, 20).len(), 2);
+}
+
+// RFC 8985 §7.2: two round trips after the last segment, with room for a delayed acknowledgment
+// where there is only one.
+#[test]
+fn a_tail_is_probed_in_time_and_not_before() {
+    for (segments, wait_ms) in [(2, 22), (1, 220)] {
+        let mut tx = sender(true, 1);
+        ack(&mut tx, 1, &[]);
+        for _ in 0..segments {
+            tx.on_sent(Instant::from_millis(100), MSS, false, ());
+        }
+        // With a single one the timeout comes first; the probe takes its place.
+        let rto_ms = tx.rtt.rto().as_millis() as u64;
+        let due = Instant::from_millis(100 + rto_ms.min(wait_ms));
+        assert_eq!(tx.next_deadline(), Some(due));
+        assert!(!tx.on_timers(Instant(due.0 - 1)).tail_probe);
+        assert!(tx.on_timers(due).tail_probe);
+        // Beyond the congestion window, and the last segment where nothing is new.
+        assert!(tx.cwnd_room());
+        let (at, sent) = tx.tail_to_probe().expect("the last one");
+        assert_eq!((at, sent.seq), (segments - 1, tx.snd_nxt - MSS));
+        tx.on_retransmitted(due, at);
+        assert!(tx.tail_to_probe().is_none());
+        assert_eq!(tx.rto_at, Some(due + tx.rtt.rto()), "put off (§7.3)");
+        assert_eq!(tx.in_flight(), segments * MSS);
+    }
+}
+
+// RFC 8985 §7.4.2.
+#[test]
+fn a_probe_that_repaired_a_loss_costs_window_and_one_that_came_twice_does_not() {
+    for (dsack, repaired) in [(false, true), (true, false)] {
+        let mut tx = sender(true, 4);
+        ack(&mut tx, 3, &[]);
+        let due = tx.tail_probe.at.expect("armed");
+        tx.on_timers(due);
+        let (last, _) = tx.tail_to_probe().expect("the last one");
+        tx.on_retransmitted(due, last);
+        assert!(!ack_at(&mut tx, 300, 4, &[]).probe_repaired);
+        if dsack {
+            ack_at(&mut tx, 301, 4, &[(3, 4)]);
+        }
+        tx.on_sent(Instant::from_millis(310), MSS, false, ());
+        let cwnd = tx.cc.cwnd();
+        let outcome = ack_at(&mut tx, 320, 5, &[]);
+        assert_eq!(outcome.probe_repaired, repaired);
+        assert_eq!(tx.cc.cwnd() < cwnd, repaired);
+    }
+}
+
+#[test]
+fn a_probe_shows_what_else_of_the_tail_is_lost() {
+    let mut tx = sender(true, 4);
+    ack(&mut tx, 1, &[]);
+    let due = tx.tail_probe.at.expect("armed");
+    tx.on_timers(due);
+    let (last, _) = tx.tail_to_probe().expect("the last one");
+    tx.on_retransmitted(due, last);
+    // The probe is SACKed: what left long before it is lost.
+    assert!(ack_at(&mut tx, due.as_millis() + 10, 1, &[(3, 4)]).loss_found);
+    assert_eq!(tx.board.lost_segments, 2);
+}
+
+// RFC 3168 §6.1.2: not more than once per window of data.
+#[test]
+fn congestion_marks_count_once_per_window() {
+    let mut tx = sender(true, 10);
+    assert!(tx.on_congestion_echo(Instant::ZERO));
+    assert_eq!(tx.cc.cwnd(), 5 * MSS);
+    ack(&mut tx, 9, &[]);
+    assert!(!tx.on_congestion_echo(Instant::ZERO));
+    ack(&mut tx, 10, &[]);
+    tx.on_sent(Instant::from_millis(11), MSS, false, ());
+    assert!(tx.on_congestion_echo(Instant::ZERO));
+}
+
+#[test]
+fn a_loss_in_a_window_that_fell_for_a_mark_costs_nothing_more() {
+    let mut tx = sender(true, 10);
+    tx.on_congestion_echo(Instant::ZERO);
+    assert!(ack(&mut tx, 0, &[(1, 4)]).loss_found);
+    assert_eq!(tx.cc.ssthresh(), 5 * MSS);
+}
+
+// RFC 1191 §6.4: what the path does not take is cut, and costs no window.
+#[test]
+fn a_smaller_path_cuts_what_is_in_flight_and_keeps_the_window() {
+    let mut tx = sender(true, 3);
+    tx.set_mss(600, 600);
+    let mut cut = Vec::new();
+    while let Some(lost) = tx.next_lost(600) {
+        cut.push((lost.sent.seq.distance(tx.iss + 1), lost.sent.len, lost.cut));
+        tx.on_retransmitted(Instant::from_millis(1), lost.at);
+    }
+    let pieces = |n: usize| [(n * MSS, 600, true), (n * MSS + 600, 400, false)];
+    assert_eq!(cut, [pieces(0), pieces(1), pieces(2)].concat());
+    assert_eq!(tx.in_flight(), 3 * MSS);
+    assert_eq!(tx.cc.ssthresh(), usize::MAX);
+    assert_eq!(tx.cc.cwnd(), 10 * 600);
+    ack_at(&mut tx, 20, 3, &[]);
+    assert!(tx.flight_is_empty() && tx.in_flight() == 0);
+}
+
+// RFC 5681 §4.1.
+#[test]
+fn a_window_that_was_idle_for_a_timeout_starts_again() {
+    let mut tx = sender(true, 10);
+    ack(&mut tx, 10, &[]);
+    let grown = tx.cc.cwnd();
+    assert!(grown > 10 * MSS);
+    for (idle_ms, kept) in [(200, true), (201, false)] {
+        let sent_at = tx.last_sent_at.as_millis() + idle_ms;
+        tx.on_sent(Instant::from_millis(sent_at), MSS, false, ());
+        assert_eq!(tx.cc.cwnd() == grown, kept);
+        let sent = tx.snd_nxt.distance(tx.iss + 1) / MSS;
+        ack_at(&mut tx, sent_at + 10, sent, &[]);
+    }
+}
+
+#[test]
+fn what_does_not_fill_the_window_does_not_grow_it() {
+    let mut tx = sender(true, 5);
+    ack(&mut tx, 5, &[]);
+    assert_eq!(tx.cc.cwnd(), 10 * MSS);
+    for _ in 0..6 {
+        tx.on_sent(Instant::from_millis(11), MSS, false, ());
+    }
+    ack_at(&mut tx, 21, 11, &[]);
+    assert_eq!(tx.cc.cwnd(), 12 * MSS);
+}
+
+#[test]
+fn a_window_leaves_at_the_pace_of_the_path() {
+    let mut tx = sender(true, 1);
+    ack_at(&mut tx, 100, 1, &[]);
+    // 11 segments per 100 ms, in slow start twice that: one each 4.5 ms, the first ten at once.
+    let mut sent = 0;
+    while tx.cwnd_room() {
+        tx.on_sent(Instant::from_millis(1000), MSS, false, ());
+        sent += 1;
+    }
+    assert_eq!(sent, 10, "{tx:?}");
+    let held = tx.pacer.held_until.is_some();
+    assert!(held || tx.in_flight() + MSS > tx.window());
+}
+
+#[test]
+fn part_of_a_segment_acknowledged_leaves_the_rest() {
+    let mut tx = sender(true, 1);
+    let (first, none) = (tx.iss + 1, SackBlocks::default());
+    tx.on_ack(Instant::ZERO, first + 300, &none, false, |_| false, |_| {});
+    assert_eq!(tx.in_flight(), 700);
+    tx.on_timeout(Instant::ZERO + Duration::from_secs(1));
+    let lost = tx.next_lost(MSS).expect("the rest");
+    assert_eq!((lost.sent.seq, lost.sent.len), (first + 300, 700));
+}
+
+#[test]
+fn window_is_taken_from_the_newest_segment_only() {
+    let mut tx = sender(true, 1);
+    assert!(tx.update_window(TcpSeq(5), tx.snd_una, 500));
+    assert!(!tx.update_window(TcpSeq(4), tx.snd_una, 900));
+    assert_eq!(tx.snd_wnd, 500);
+    assert!(tx.update_window(TcpSeq(5), tx.snd_una, 0));
+    assert_eq!(tx.window_room(), 0);
+}
