@@ -62,6 +62,11 @@ pub(crate) fn try_wait(child: &mut Child) -> std::io::Result<Option<ExitStatus>>
     Ok(status)
 }
 
+/// Lets a child run when this program ends.
+pub(crate) fn keep_process(pid: u32) {
+    registry().pids.remove(&(pid as i32));
+}
+
 /// Makes a network namespace and enters it.
 pub(crate) fn add_namespace(name: &str) -> Result<(), String> {
     let mut registry = registry();

@@ -8,6 +8,7 @@ mod counters;
 mod demo;
 mod ebpf;
 mod figures;
+mod link;
 mod packetdrill;
 mod peer;
 mod process;
@@ -77,6 +78,14 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
+    /// Measures how fast a link the emulator can be on one core
+    LinkSpeed {
+        /// As in `veth up --link`
+        #[arg(long, default_value = "rate=1gbit delay=1ms")]
+        link: String,
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
     /// Plays seeds of the deterministic simulator, or replays one with a listing of all its frames
     #[command(group(clap::ArgGroup::new("task").required(true)))]
     Sim {
@@ -115,6 +124,8 @@ enum Command {
     Veth(Veth),
     #[command(subcommand, hide = true)]
     Peer(peer::Peer),
+    #[command(hide = true)]
+    LinkRelay(Box<link::Arguments>),
 }
 
 #[derive(Subcommand)]
@@ -129,6 +140,10 @@ enum Veth {
         /// Receive and transmit queues of every end
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
         queues: u8,
+        /// Put a link emulator into every pair, as "rate=100mbit delay=10ms loss=1%"; given more than
+        /// once, one for each pair in turn
+        #[arg(long, value_name = "LINK", long_help = format!("Put a link emulator into every pair; given more than once, one for each pair in turn. {}", link::SYNTAX))]
+        link: Vec<String>,
     },
     /// Removes one
     Down {
@@ -143,6 +158,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         // A peer is a child of another xtask, which takes it down.
         Command::Peer(peer) => peer::run(peer),
+        Command::LinkRelay(arguments) => link::run(*arguments),
         command => process::complete_search_path()
             .and_then(|()| cleanup::on_signals())
             .and_then(|()| run(command)),
@@ -187,6 +203,7 @@ fn run(command: Command) -> Result<(), String> {
             kind: server,
         }),
         Command::Figures { runs, seconds } => figures::run(runs, seconds),
+        Command::LinkSpeed { link, seconds } => link::measure(&link, seconds),
         Command::Sim {
             seed: Some(seed),
             layers,
@@ -208,6 +225,7 @@ fn run(command: Command) -> Result<(), String> {
         Command::Packetdrill { path, filter, show } => packetdrill::run(&path, &filter, show),
         Command::Veth(veth) => run_veth(veth),
         Command::Peer(peer) => peer::run(peer),
+        Command::LinkRelay(arguments) => link::run(*arguments),
     }
 }
 
@@ -219,18 +237,37 @@ fn run_veth(veth: Veth) -> Result<(), String> {
             name,
             paths,
             queues,
+            link,
         } => {
             if topology::list()?.contains(&name) {
                 return Err(format!(
                     "topology `{name}` stands already; remove it with: cargo xtask veth down --name {name}"
                 ));
             }
-            let topology = Topology::up(&name, Shape { paths, queues })?;
+            for spec in &link {
+                spec.parse::<link::Spec>()?;
+            }
+            if link.len() > usize::from(paths) {
+                return Err(format!("{} links are given for {paths} pairs", link.len()));
+            }
+            let shape = Shape { paths, queues };
+            let topology = match link.is_empty() {
+                true => Topology::up(&name, shape)?,
+                false => Topology::linked(&name, shape)?,
+            };
             println!("client: ip netns exec {} COMMAND", topology.client.name);
             println!("server: ip netns exec {} COMMAND", topology.server.name);
             for path in topology.paths() {
                 println!(
                     "path {path}: c{path} 10.9.{path}.1 fd00:9:{path}::1 - s{path} 10.9.{path}.2 fd00:9:{path}::2"
+                );
+            }
+            for (path, spec) in topology.paths().zip(link.iter().cycle()) {
+                let report = topology::link_report(&name, path);
+                let pid = topology.leave_link(path, spec, &report)?;
+                println!(
+                    "link {path}: {spec}; counts: kill -USR1 {pid}; sleep 0.1; cat {}",
+                    report.display()
                 );
             }
             topology.keep();

@@ -288,6 +288,14 @@ impl Process {
         kill_process(pid, signal).map_err(|error| format!("cannot signal `{}`: {error}", self.text))
     }
 
+    /// Lets it run when this program ends; its pid.
+    pub(crate) fn leave(self) -> u32 {
+        let pid = self.pid();
+        cleanup::keep_process(pid);
+        std::mem::forget(self);
+        pid
+    }
+
     pub(crate) fn kill(&mut self) {
         let _ = self.signal(Signal::KILL);
         while matches!(self.poll(), Ok(None)) {

@@ -4,12 +4,17 @@
 //! 10.9.i.2 and fd00:9:i::2 in the server's. Offloads are off on every end: a frame must reach XDP
 //! whole, with a checksum and below the MTU. The client's own addresses are `subflow` endpoints, so
 //! a Linux client opens its further subflows by itself.
+//!
+//! A linked topology has a namespace in the middle: pair `i` is `c<i>` with `lc<i>`, and `ls<i>` with
+//! `s<i>`. No frame gets from `lc<i>` to `ls<i>` but through a link emulator between them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::cleanup;
+use crate::link::{Ends, Link};
 use crate::process::{self, Cmd};
 use crate::scratch;
 
@@ -43,6 +48,8 @@ impl Default for Shape {
 pub(crate) struct Topology {
     pub(crate) client: Namespace,
     pub(crate) server: Namespace,
+    /// Of a linked topology.
+    middle: Option<Namespace>,
     pub(crate) shape: Shape,
 }
 
@@ -53,6 +60,36 @@ impl Topology {
     }
 
     pub(crate) fn up(name: &str, shape: Shape) -> Result<Self, String> {
+        Self::make(name, shape, false)
+    }
+
+    /// Like [`Self::for_this_run`], with a namespace for link emulators in the middle.
+    pub(crate) fn linked_for_this_run(kind: &str, shape: Shape) -> Result<Self, String> {
+        Self::linked(&format!("{kind}-{}", std::process::id()), shape)
+    }
+
+    /// Paths are dead until [`Self::link`] joins their halves.
+    pub(crate) fn linked(name: &str, shape: Shape) -> Result<Self, String> {
+        Self::make(name, shape, true)
+    }
+
+    /// Starts the link emulator of a path; the path is dead again when the link is dropped.
+    pub(crate) fn link(&self, path: u8, spec: &str, core: Option<usize>) -> Result<Link, String> {
+        Link::start(self.middle()?, &ends(path), spec, core)
+    }
+
+    /// The same for a topology that is kept: the relay's pid, and it writes its reports to a file.
+    pub(crate) fn leave_link(&self, path: u8, spec: &str, report: &Path) -> Result<u32, String> {
+        Link::leave(self.middle()?, &ends(path), spec, report)
+    }
+
+    fn middle(&self) -> Result<&Namespace, String> {
+        self.middle
+            .as_ref()
+            .ok_or_else(|| "this topology has no namespace for links".to_owned())
+    }
+
+    fn make(name: &str, shape: Shape, linked: bool) -> Result<Self, String> {
         if !(1..=MAX_PATHS).contains(&shape.paths) {
             return Err(format!(
                 "{} paths asked for: 1 to {MAX_PATHS} can be had",
@@ -62,6 +99,9 @@ impl Topology {
         let topology = Self {
             client: Namespace::add(&format!("{PREFIX}{name}-c"))?,
             server: Namespace::add(&format!("{PREFIX}{name}-s"))?,
+            middle: linked
+                .then(|| Namespace::add(&format!("{PREFIX}{name}-l")))
+                .transpose()?,
             shape,
         };
         topology.configure()?;
@@ -70,7 +110,7 @@ impl Topology {
 
     /// Leaves the namespaces in place when this program ends.
     pub(crate) fn keep(self) {
-        for namespace in [self.client, self.server] {
+        for namespace in [self.client, self.server].into_iter().chain(self.middle) {
             cleanup::keep_namespace(&namespace.name);
             std::mem::forget(namespace);
         }
@@ -95,16 +135,14 @@ impl Topology {
         // Many short connections otherwise run out of client ports in TIME-WAIT.
         client.sysctl(&[("net/ipv4/tcp_max_tw_buckets", "16")])?;
 
-        let queues = self.shape.queues;
-        let mut links = String::new();
-        for i in self.paths() {
-            links += &format!(
-                "link add c{i} numrxqueues {queues} numtxqueues {queues} type veth \
-                 peer name s{i} numrxqueues {queues} numtxqueues {queues} netns {}\n",
-                server.name
-            );
+        match &self.middle {
+            None => self.join(client, 'c', server, "s")?,
+            Some(middle) => {
+                self.join(client, 'c', middle, "lc")?;
+                self.join(server, 's', middle, "ls")?;
+                self.configure_middle(middle)?;
+            }
         }
-        client.ip(&links)?;
 
         let mut at_client = String::new();
         let mut at_client_v6 = String::new();
@@ -147,6 +185,38 @@ impl Topology {
         client.ip(&endpoints)?;
         // For the kernel as a server, to compare with.
         server.ip(&limits)
+    }
+
+    /// Makes the veth pairs of all paths between two namespaces.
+    fn join(&self, a: &Namespace, at_a: char, b: &Namespace, at_b: &str) -> Result<(), String> {
+        let queues = self.shape.queues;
+        let mut links = String::new();
+        for i in self.paths() {
+            links += &format!(
+                "link add {at_a}{i} numrxqueues {queues} numtxqueues {queues} type veth \
+                 peer name {at_b}{i} numrxqueues {queues} numtxqueues {queues} netns {}\n",
+                b.name
+            );
+        }
+        a.ip(&links)
+    }
+
+    /// The middle has no addresses and says nothing itself: all that passes is what the ends send.
+    fn configure_middle(&self, middle: &Namespace) -> Result<(), String> {
+        middle.sysctl(&[
+            ("net/ipv6/conf/all/disable_ipv6", "1"),
+            ("net/ipv6/conf/default/disable_ipv6", "1"),
+        ])?;
+        let (mut offloads, mut up) = (String::new(), String::new());
+        for end in self
+            .paths()
+            .flat_map(|i| [format!("lc{i}"), format!("ls{i}")])
+        {
+            offloads += &format!("ethtool -K {end} tx off tso off gso off gro off\n");
+            up += &format!("link set {end} promisc on up\n");
+        }
+        middle.shell(&offloads)?;
+        middle.ip(&up)
     }
 }
 
@@ -243,11 +313,18 @@ impl Drop for Namespace {
 
 /// Names of the topologies that stand now.
 pub(crate) fn list() -> Result<Vec<String>, String> {
+    Ok(namespaces()?
+        .iter()
+        .filter_map(|name| name.strip_prefix(PREFIX)?.strip_suffix("-s"))
+        .map(str::to_owned)
+        .collect())
+}
+
+fn namespaces() -> Result<Vec<String>, String> {
     let text = Cmd::new("ip").args(["netns", "list"]).run()?;
     Ok(text
         .lines()
         .filter_map(|line| line.split_whitespace().next())
-        .filter_map(|name| name.strip_prefix(PREFIX)?.strip_suffix("-s"))
         .map(str::to_owned)
         .collect())
 }
@@ -259,10 +336,31 @@ pub(crate) fn down(name: &str) -> Result<(), String> {
             "there is no topology `{name}`; `cargo xtask veth list` names those that stand"
         ));
     }
-    for end in ["c", "s"] {
-        cleanup::drop_namespace(&format!("{PREFIX}{name}-{end}"));
+    let mut ends = vec![format!("{PREFIX}{name}-c"), format!("{PREFIX}{name}-s")];
+    let middle = format!("{PREFIX}{name}-l");
+    if namespaces()?.contains(&middle) {
+        ends.push(middle);
+    }
+    for end in ends {
+        cleanup::drop_namespace(&end);
+    }
+    for path in 1..=MAX_PATHS {
+        let _ = std::fs::remove_file(link_report(name, path));
     }
     Ok(())
+}
+
+/// The interfaces of a path in the middle.
+fn ends(path: u8) -> Ends {
+    Ends {
+        client: format!("lc{path}"),
+        server: format!("ls{path}"),
+    }
+}
+
+/// Where the link emulator of a path writes its reports, in a topology that is kept.
+pub(crate) fn link_report(name: &str, path: u8) -> PathBuf {
+    std::env::temp_dir().join(format!("{PREFIX}link-{name}-{path}.json"))
 }
 
 /// Removes what runs left that were killed: their names end in the id of a process that is gone.

@@ -8,6 +8,7 @@ use super::Case;
 use crate::backend::{self, Site};
 use crate::content::hash_file;
 use crate::counters::Counters;
+use crate::link::Link;
 use crate::process::{Cmd, Process};
 use crate::scratch::Scratch;
 use crate::server::{App, Config, Kind, Mpxd, Server, Service, peer_cmd, spawn_peer_server};
@@ -50,6 +51,8 @@ pub(super) enum Client {
 }
 
 pub(super) struct Lab<'a> {
+    /// Of every path in its order, where the case has any; they go down before the topology.
+    pub(super) links: Vec<Link>,
     pub(super) topology: Topology,
     pub(super) site: &'a Site,
     pub(super) kind: Kind,
@@ -62,12 +65,22 @@ pub(super) struct Lab<'a> {
 
 impl<'a> Lab<'a> {
     pub(super) fn start(case: &Case, kind: Kind, site: &'a Site) -> Result<Self, String> {
-        let topology = Topology::for_this_run("test", case.shape)?;
+        let topology = match case.link {
+            None => Topology::for_this_run("test", case.shape)?,
+            Some(_) => Topology::linked_for_this_run("test", case.shape)?,
+        };
+        // A seed for each path, or all would lose the same frames.
+        let links = topology
+            .paths()
+            .filter_map(|path| Some((path, format!("{} seed={path}", case.link?))))
+            .map(|(path, spec)| topology.link(path, &spec, None))
+            .collect::<Result<_, _>>()?;
         let scratch = Scratch::make()?;
         let nginx = site.serve(&topology.server, scratch.path())?;
         let mut config = Config::new(case.shape.paths, services(case.shape.paths));
         (case.configure)(&mut config);
         let mut lab = Self {
+            links,
             topology,
             site,
             kind,

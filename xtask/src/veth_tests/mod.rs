@@ -6,6 +6,7 @@
 //! the server with status 0 and without an XDP program left?
 
 mod bad_input;
+mod emulated;
 mod faults;
 mod lab;
 mod links;
@@ -25,7 +26,7 @@ use crate::ui;
 use lab::Lab;
 
 /// Sizes of the files to fetch, in MiB.
-const SITE_MIB: &[u64] = &[64, 256];
+const SITE_MIB: &[u64] = &[8, 64, 256];
 
 type Body = Box<dyn Fn(&mut Lab) -> Result<(), String>>;
 
@@ -33,6 +34,8 @@ pub(crate) struct Case {
     name: String,
     limit: Duration,
     shape: Shape,
+    /// What the link emulators do on every path, if there are any.
+    link: Option<&'static str>,
     /// Makes no sense, or cannot be asked, of the kernel's own server.
     mpxd_only: bool,
     /// The body starts what server it needs.
@@ -50,6 +53,7 @@ impl Case {
             name: name.into(),
             limit: Duration::from_secs(60),
             shape: Shape::default(),
+            link: None,
             mpxd_only: false,
             no_server: false,
             configure: |_| {},
@@ -64,6 +68,11 @@ impl Case {
 
     fn queues(mut self, queues: u8) -> Self {
         self.shape.queues = queues;
+        self
+    }
+
+    fn over(mut self, link: &'static str) -> Self {
+        self.link = Some(link);
         self
     }
 
@@ -104,6 +113,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let mut cases = transfers::cases();
     cases.extend(faults::cases());
     cases.extend(links::cases());
+    cases.extend(emulated::cases());
     cases.extend(shutdown::cases());
     cases.extend(tools::cases());
     cases.extend(bad_input::cases());
