@@ -88,7 +88,7 @@ fn measure(
     let scratch = Scratch::make()?;
     match contender {
         Contender::Kernel => {
-            let _server = kernel_server(topology)?;
+            let _server = kernel_server(topology, "mptcp", "echo", PORT)?;
             load(topology, mode, seconds)
         }
         Contender::Mpxd => {
@@ -109,20 +109,27 @@ fn measure(
     }
 }
 
-fn kernel_server(topology: &Topology) -> Result<Process, String> {
+/// The kernel as the server, on the second core: `mpx-bench echo-server` with these options.
+pub(crate) fn kernel_server(
+    topology: &Topology,
+    proto: &str,
+    mode: &str,
+    port: u16,
+) -> Result<Process, String> {
     let listen: Vec<_> = topology
         .paths()
-        .map(|path| server_socket(Family::V4, path, PORT).to_string())
+        .map(|path| server_socket(Family::V4, path, port).to_string())
         .collect();
     let mut server = topology
         .server
         .cmd(project::release_binary("mpx-bench"))
-        .args(["echo-server", "--proto", "mptcp", "--pin=1", "--listen"])
+        .args(["echo-server", "--proto", proto, "--mode", mode])
+        .args(["--pin=1", "--listen"])
         .arg(listen.join(","))
         .spawn()?;
     until(
         Duration::from_secs(5),
-        "the kernel's echo server",
+        "the kernel's server",
         || match server.poll()? {
             Some(status) => Err(format!("mpx-bench ended ({status}): {}", server.stderr())),
             None => Ok(server.stdout().contains("listening on")),
@@ -185,7 +192,7 @@ fn row(title: &str, paths: u8, samples: &[Vec<Sample>; 2]) -> String {
     )
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len() % 2 == 1 {
@@ -214,7 +221,7 @@ fn print(rows: &[String], runs: usize, seconds: u64) -> Result<(), String> {
 }
 
 /// Processor, cores, kernel.
-fn machine() -> Result<String, String> {
+pub(crate) fn machine() -> Result<String, String> {
     let info = std::fs::read_to_string("/proc/cpuinfo")
         .map_err(|error| format!("cannot read /proc/cpuinfo: {error}"))?;
     let model = info

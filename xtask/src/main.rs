@@ -8,6 +8,7 @@ mod counters;
 mod demo;
 mod ebpf;
 mod figures;
+mod goodput;
 mod link;
 mod packetdrill;
 mod peer;
@@ -78,6 +79,9 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
+    /// Measures one download over an emulated link, mpxd against the kernel's TCP in the same run, and
+    /// writes a table and a plot
+    Goodput(goodput::Options),
     /// Measures how fast a link the emulator can be on one core
     LinkSpeed {
         /// As in `veth up --link`
@@ -203,6 +207,7 @@ fn run(command: Command) -> Result<(), String> {
             kind: server,
         }),
         Command::Figures { runs, seconds } => figures::run(runs, seconds),
+        Command::Goodput(options) => goodput::run(&options),
         Command::LinkSpeed { link, seconds } => link::measure(&link, seconds),
         Command::Sim {
             seed: Some(seed),

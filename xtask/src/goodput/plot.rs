@@ -1,0 +1,91 @@
+//! Every run as a dot and the medians as bars, over the losses.
+
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use super::{Cell, Contender};
+
+const SIZE: (u32, u32) = (760, 440);
+const FONT: (&str, u32) = ("sans-serif", 14);
+const COLOURS: [RGBColor; 2] = [RGBColor(0x55, 0x55, 0x55), RGBColor(0xd9, 0x5f, 0x02)];
+/// Of the width of a cell: from its middle to a contender's column, and half a column.
+const COLUMN_AT: f64 = 0.17;
+const COLUMN_HALF: f64 = 0.12;
+
+/// The plot as SVG.
+pub(super) fn draw(cells: &[Cell], link: &str) -> Result<String, String> {
+    let mut svg = String::new();
+    drawn(&mut svg, cells, link).map_err(|error| format!("cannot draw the plot: {error}"))?;
+    Ok(svg)
+}
+
+fn drawn(svg: &mut String, cells: &[Cell], link: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let most = cells
+        .iter()
+        .flat_map(|cell| cell.runs.iter().flatten())
+        .fold(1.0, |most: f64, run| most.max(*run));
+    let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    root.fill(&WHITE)?;
+    let width = cells.len() as f64;
+    let mut chart = ChartBuilder::on(&root)
+        .caption(
+            format!("Goodput of one download: {link}"),
+            ("sans-serif", 17),
+        )
+        .margin(12)
+        .x_label_area_size(44)
+        .y_label_area_size(56)
+        .build_cartesian_2d(0.0..width, 0.0..most * 1.1)?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .x_labels(0)
+        .y_desc("Mbit/s")
+        .axis_desc_style(FONT)
+        .label_style(FONT)
+        .draw()?;
+
+    let centred = TextStyle::from(FONT.into_font()).pos(Pos::new(HPos::Center, VPos::Top));
+    for (i, cell) in cells.iter().enumerate() {
+        let middle = i as f64 + 0.5;
+        let (x, y) = chart.backend_coord(&(middle, 0.0));
+        let label = format!("loss {} %, ratio {:.2}", cell.loss_percent, cell.ratio());
+        root.draw(&Text::new(label, (x, y + 8), centred.clone()))?;
+        for contender in Contender::ALL {
+            let side = if contender == Contender::Kernel {
+                -1.0
+            } else {
+                1.0
+            };
+            let at = middle + side * COLUMN_AT;
+            let colour = COLOURS[contender as usize];
+            let median = cell.median(contender);
+            chart.draw_series([Rectangle::new(
+                [(at - COLUMN_HALF, 0.0), (at + COLUMN_HALF, median)],
+                colour.mix(0.35).filled(),
+            )])?;
+            let runs = &cell.runs[contender as usize];
+            let step = 2.0 * COLUMN_HALF / (runs.len() + 1) as f64;
+            chart.draw_series(runs.iter().enumerate().map(|(run, rate)| {
+                let x = at - COLUMN_HALF + step * (run + 1) as f64;
+                Circle::new((x, *rate), 3, colour.filled())
+            }))?;
+        }
+    }
+    for contender in Contender::ALL {
+        let colour = COLOURS[contender as usize];
+        let x = SIZE.0 as i32 - 110;
+        let y = 50 + 20 * contender as i32;
+        root.draw(&Rectangle::new(
+            [(x, y), (x + 12, y + 12)],
+            colour.mix(0.6).filled(),
+        ))?;
+        root.draw(&Text::new(
+            contender.name(),
+            (x + 18, y),
+            TextStyle::from(FONT.into_font()),
+        ))?;
+    }
+    root.present()?;
+    Ok(())
+}
