@@ -244,7 +244,6 @@ impl<M: Copy> Sender<M> {
     ) -> AckOutcome {
         let mut outcome = AckOutcome::default();
         let mut delivered = Delivered::new(now, self.rtt.min_rtt());
-        let was_repairing = matches!(self.recovery, Some(Recovery::Fast(_)));
         let flight_size = self.snd_nxt.distance(self.snd_una);
         let dsack = reported_duplicate(ack, sack);
         outcome.dsack = dsack.is_some();
@@ -290,10 +289,10 @@ impl<M: Copy> Sender<M> {
         };
         if outcome.advanced > 0 {
             self.on_advance();
-            if !was_repairing && self.was_limited() {
+            if !matches!(self.recovery, Some(Recovery::Fast(_))) && self.was_limited() {
                 self.cc.on_ack(&Ack {
                     now,
-                    acked_bytes: outcome.advanced,
+                    acked_bytes: delivered_bytes,
                     snd_una: self.snd_una,
                     snd_nxt: self.snd_nxt,
                     rtt: delivered.measures.map(|at| now.since(at)),

@@ -7,6 +7,8 @@ use crate::time::{Duration, Instant};
 const BURST_TIME: Duration = Duration::from_millis(2);
 /// And never less than so many segments, the initial window (RFC 6928).
 const BURST_SEGMENTS: usize = 10;
+/// No segment waits longer than this: a round trip measured across an outage is no pace.
+const HOLD_MAX: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 pub(super) struct Pacer {
@@ -36,7 +38,7 @@ impl Pacer {
         };
         let burst = BURST_TIME.max(nanos(BURST_SEGMENTS * mss));
         let earliest = Instant(now.0.saturating_sub(burst.as_nanos() as u64));
-        self.next = self.next.max(earliest) + nanos(octets);
+        self.next = (self.next.max(earliest) + nanos(octets)).min(now + HOLD_MAX);
         self.held_until = (self.next > now).then_some(self.next);
     }
 }
