@@ -102,10 +102,10 @@ pub(crate) struct Limits {
     pub(crate) max_subflows: usize,
     /// Handshakes that wait for their third ACK.
     pub(crate) max_half_open: usize,
-    /// Per connection, shared by its subflows: the receive window and the bytes held for the app.
-    pub(crate) receive_buffer_bytes: usize,
-    /// Per connection: bytes written by the app and not yet acknowledged.
-    pub(crate) send_buffer_bytes: usize,
+    /// Per connection, shared by its subflows: how far the receive window grows.
+    pub(crate) receive_buffer_max_bytes: usize,
+    /// Per connection: how far what the app may write ahead of the acknowledgments grows.
+    pub(crate) send_buffer_max_bytes: usize,
     /// Answers in one second to what fits a connection and is not acceptable (RFC 5961 §7).
     pub(crate) max_challenge_acks_per_s: u32,
     /// RSTs in one second to what fits no connection.
@@ -264,8 +264,8 @@ struct RawLimits {
     max_connections: Option<Spanned<u64>>,
     max_subflows: Option<Spanned<u64>>,
     max_half_open: Option<Spanned<u64>>,
-    receive_buffer_bytes: Option<Spanned<u64>>,
-    send_buffer_bytes: Option<Spanned<u64>>,
+    receive_buffer_max_bytes: Option<Spanned<u64>>,
+    send_buffer_max_bytes: Option<Spanned<u64>>,
     max_challenge_acks_per_s: Option<Spanned<u64>>,
     max_resets_per_s: Option<Spanned<u64>>,
 }
@@ -332,8 +332,11 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("max_connections", "max_connections = 65536"),
     ("max_subflows", "max_subflows = 8"),
     ("max_half_open", "max_half_open = 4096"),
-    ("receive_buffer_bytes", "receive_buffer_bytes = 1048576"),
-    ("send_buffer_bytes", "send_buffer_bytes = 1048576"),
+    (
+        "receive_buffer_max_bytes",
+        "receive_buffer_max_bytes = 8388608",
+    ),
+    ("send_buffer_max_bytes", "send_buffer_max_bytes = 8388608"),
     (
         "max_challenge_acks_per_s",
         "max_challenge_acks_per_s = 1000",
@@ -663,16 +666,16 @@ impl Source<'_> {
                 4_096,
                 1..=1 << 24,
             )?,
-            receive_buffer_bytes: number(
-                "limits.receive_buffer_bytes",
-                &raw.receive_buffer_bytes,
-                1 << 20,
+            receive_buffer_max_bytes: number(
+                "limits.receive_buffer_max_bytes",
+                &raw.receive_buffer_max_bytes,
+                8 << 20,
                 BUFFER,
             )?,
-            send_buffer_bytes: number(
-                "limits.send_buffer_bytes",
-                &raw.send_buffer_bytes,
-                1 << 20,
+            send_buffer_max_bytes: number(
+                "limits.send_buffer_max_bytes",
+                &raw.send_buffer_max_bytes,
+                8 << 20,
                 BUFFER,
             )?,
             max_challenge_acks_per_s: number(
@@ -925,8 +928,8 @@ server = { id = 2, of = 4 }
 max_connections = 10
 max_subflows = 2
 max_half_open = 5
-receive_buffer_bytes = 65536
-send_buffer_bytes = 131072
+receive_buffer_max_bytes = 65536
+send_buffer_max_bytes = 131072
 max_challenge_acks_per_s = 20
 max_resets_per_s = 30
 [[interface]]
@@ -956,8 +959,8 @@ app = { kind = "echo" }
                 max_connections: 10,
                 max_subflows: 2,
                 max_half_open: 5,
-                receive_buffer_bytes: 65536,
-                send_buffer_bytes: 131072,
+                receive_buffer_max_bytes: 65536,
+                send_buffer_max_bytes: 131072,
                 max_challenge_acks_per_s: 20,
                 max_resets_per_s: 30,
             }

@@ -2,13 +2,15 @@
 
 use crate::admin::{self, AppStatus, ControlSocket, QueueStatus, Status};
 use crate::bpf::{LoadConfig, XdpInterface, XdpProgram};
-use crate::config::{AppConfig, Config, Joins, Service};
+use crate::config::{AppConfig, Config, Joins, Limits, Service};
 use crate::nic;
 use crate::preflight::Plan;
 use crate::proxy::{Proxy, ProxyCounters};
 use mpx_datapath::app::App;
 use mpx_datapath::app::builtin::{Discard, Echo, Source};
-use mpx_datapath::engine::{Engine, EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig};
+use mpx_datapath::engine::{
+    Buffers, Engine, EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig,
+};
 use mpx_datapath::port::QueueStatistics;
 use mpx_datapath::port::xsk::{self, XskConfig, XskInterface, XskPort};
 use mpx_datapath::rand::ChaChaEntropy;
@@ -260,12 +262,24 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
         connections_max: config.limits.max_connections,
         half_open_max: config.limits.max_half_open,
         subflows_per_connection_max: config.limits.max_subflows,
-        receive_buffer_bytes: config.limits.receive_buffer_bytes,
-        send_buffer_bytes: config.limits.send_buffer_bytes,
+        buffers: buffers(&config.limits),
         time_wait: config.time_wait,
         challenge_acks_per_second_max: config.limits.max_challenge_acks_per_s,
         resets_per_second_max: config.limits.max_resets_per_s,
         ..EngineConfig::new(interfaces, services)
+    }
+}
+
+/// The limits of the config; what the buffers begin with is the engine's own.
+fn buffers(limits: &Limits) -> Buffers {
+    let own = Buffers::default();
+    Buffers {
+        receive_initial_bytes: own
+            .receive_initial_bytes
+            .min(limits.receive_buffer_max_bytes),
+        receive_max_bytes: limits.receive_buffer_max_bytes,
+        send_initial_bytes: own.send_initial_bytes.min(limits.send_buffer_max_bytes),
+        send_max_bytes: limits.send_buffer_max_bytes,
     }
 }
 

@@ -6,7 +6,9 @@ mod model;
 
 use super::*;
 use model::client::{Client, ClientConfig};
-use mpx_datapath::engine::{Engine, EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig};
+use mpx_datapath::engine::{
+    Buffers, Engine, EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig,
+};
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
 use mpx_datapath::tcp::congestion::Algorithm;
@@ -46,8 +48,12 @@ impl Rig {
             congestion: Algorithm::default(),
         };
         let config = EngineConfig {
-            receive_buffer_bytes: BUFFER_BYTES,
-            send_buffer_bytes: BUFFER_BYTES,
+            buffers: Buffers {
+                receive_initial_bytes: BUFFER_BYTES,
+                receive_max_bytes: BUFFER_BYTES,
+                send_initial_bytes: BUFFER_BYTES,
+                send_max_bytes: BUFFER_BYTES,
+            },
             time_wait: Duration::from_millis(1),
             ..EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service])
         };

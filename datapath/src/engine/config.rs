@@ -1,5 +1,6 @@
 //! What an engine is told at start.
 
+use crate::mptcp::connection::Buffers;
 use crate::tcp::congestion::Algorithm;
 use crate::time::Duration;
 use std::net::SocketAddr;
@@ -20,10 +21,8 @@ pub struct EngineConfig {
     /// Initial subflows in SYN-RECEIVED.
     pub half_open_max: usize,
     pub subflows_per_connection_max: usize,
-    /// The window of one connection, shared by its subflows.
-    pub receive_buffer_bytes: usize,
-    /// Octets that an app may have written and the peer not yet acknowledged.
-    pub send_buffer_bytes: usize,
+    /// Of one connection.
+    pub buffers: Buffers,
     pub time_wait: Duration,
     pub time_wait_max: usize,
     /// How long subflow FINs are held for the peer's once both streams have ended.
@@ -51,8 +50,7 @@ impl EngineConfig {
             connections_max: 100_000,
             half_open_max: 16_384,
             subflows_per_connection_max: 8,
-            receive_buffer_bytes: 1 << 20,
-            send_buffer_bytes: 1 << 20,
+            buffers: Buffers::default(),
             time_wait: Duration::from_secs(60),
             time_wait_max: 65_536,
             fin_hold: Duration::from_secs(1),
@@ -61,6 +59,19 @@ impl EngineConfig {
             syn_ack_retries_max: 5,
             challenge_acks_per_second_max: 1_000,
             resets_per_second_max: 10_000,
+        }
+    }
+}
+
+impl Default for Buffers {
+    /// A window that a peer does not fill in its first three round trips (RFC 6928: it begins with
+    /// ten segments), and one that fills 1 Gbit/s over 60 ms.
+    fn default() -> Buffers {
+        Buffers {
+            receive_initial_bytes: 128 << 10,
+            receive_max_bytes: 8 << 20,
+            send_initial_bytes: 128 << 10,
+            send_max_bytes: 8 << 20,
         }
     }
 }

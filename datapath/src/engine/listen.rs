@@ -98,8 +98,7 @@ impl Engine {
             generation: self.next_generation,
         };
         let settings = Settings {
-            receive_buffer_bytes: self.config.receive_buffer_bytes,
-            send_buffer_bytes: self.config.send_buffer_bytes,
+            buffers: self.config.buffers,
             subflows_max: self.config.subflows_per_connection_max,
             fin_hold: self.config.fin_hold,
             fin_timeout: self.config.fin_timeout,
@@ -272,7 +271,7 @@ impl Engine {
             owner: self.config.owner,
             owner_bits: self.config.owner_bits,
         };
-        let window_max = self.config.receive_buffer_bytes;
+        let window_max = self.config.buffers.receive_max_bytes;
         let rcv_wscale = window_shift(window_max);
         let window_scaling = theirs.window_scale.is_some();
         let staging = window_max + STAGING_SLACK_BYTES;

@@ -12,6 +12,7 @@ mod listen;
 mod report;
 mod time_wait;
 
+pub use crate::mptcp::connection::Buffers;
 pub use config::{EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig};
 pub use conn::{Conn, ConnId, Conns};
 pub use report::{ConnectionReport, EngineReport, SubflowReport};
@@ -343,6 +344,7 @@ impl Engine {
             connection.rcv.keep_unread(left);
         }
         connection.after_progress(now);
+        connection.tune_buffers(now);
         if connection.write_blocked
             && connection.end.is_none()
             && connection.snd.free() >= connection.snd.limit() / 4

@@ -30,7 +30,10 @@ pub struct ConnectionReport {
     pub checksum: bool,
     pub age_ms: u64,
     pub unread_bytes: usize,
+    /// What the receive window grew to.
+    pub receive_limit_bytes: usize,
     pub send_buffered_bytes: usize,
+    pub send_limit_bytes: usize,
     pub subflows: Vec<SubflowReport>,
 }
 
@@ -80,7 +83,9 @@ impl Engine {
                     checksum: c.checksum,
                     age_ms: now.since(c.created_at).as_millis() as u64,
                     unread_bytes: c.rcv.unread_bytes(),
+                    receive_limit_bytes: c.rcv.limit_bytes(),
                     send_buffered_bytes: c.snd.buffered(),
+                    send_limit_bytes: c.snd.limit(),
                     subflows: c
                         .subflows
                         .iter()

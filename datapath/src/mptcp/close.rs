@@ -194,7 +194,7 @@ impl Connection {
             .filter_map(|(_, s)| s.lowest_outstanding())
             .reduce(|a, b| a.min(b));
         self.snd.release(lowest);
-        if self.snd.free() < self.snd.limit() / 4
+        if self.snd.is_pinned()
             && let Some(index) = self.pinning_subflow(now)
         {
             let reason = MpTcprst {

@@ -36,8 +36,7 @@ pub enum Mode {
 /// Limits and times of one connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    pub receive_buffer_bytes: usize,
-    pub send_buffer_bytes: usize,
+    pub buffers: Buffers,
     pub subflows_max: usize,
     /// How long subflow FINs are held for the peer's after the data level closed.
     pub fin_hold: Duration,
@@ -48,6 +47,17 @@ pub struct Settings {
     pub syn_ack_retries_max: u32,
     /// Silence after which a subflow is probed (RFC 9293 §3.8.4).
     pub keepalive: Option<Duration>,
+}
+
+/// Between which sizes the buffers of a connection are kept, in octets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffers {
+    /// The receive window, shared by all subflows.
+    pub receive_initial_bytes: usize,
+    pub receive_max_bytes: usize,
+    /// What the application may have written without an acknowledgment.
+    pub send_initial_bytes: usize,
+    pub send_max_bytes: usize,
 }
 
 /// What has happened and is to be told to the app.
@@ -158,8 +168,14 @@ impl Connection {
             eight_octets: true,
             subflows: Slab::with_capacity(1),
             next_local_id: FIRST_JOIN_ID,
-            rcv: DataReceiver::new(settings.receive_buffer_bytes),
-            snd: DataSender::new(settings.send_buffer_bytes),
+            rcv: DataReceiver::new(
+                settings.buffers.receive_initial_bytes,
+                settings.buffers.receive_max_bytes,
+            ),
+            snd: DataSender::new(
+                settings.buffers.send_initial_bytes,
+                settings.buffers.send_max_bytes,
+            ),
             last_received_on: 0,
             peer_addr: remote,
             local_addr: local,
@@ -214,6 +230,19 @@ impl Connection {
         let worth_bytes = (self.rcv.limit_bytes() / 2).min(2 * self.subflows[index].tx.mss);
         let due = self.rcv.window_gain_bytes(window_bytes) >= worth_bytes && !self.rcv.fin_taken();
         due.then_some(index)
+    }
+
+    /// Sizes both buffers, after the application had its turn.
+    pub fn tune_buffers(&mut self, now: Instant) {
+        if !self.app_opened {
+            return;
+        }
+        let subflows = &self.subflows;
+        let mss = subflows.iter().next().map_or(0, |(_, s)| s.tx.mss);
+        let slowest = || subflows.iter().filter_map(|(_, s)| s.tx.rtt.srtt()).max();
+        self.rcv.tune(now, mss, slowest);
+        let usable = subflows.iter().filter(|(_, s)| s.is_usable());
+        self.snd.tune(|| usable.map(|(_, s)| s.tx.cc.cwnd()).sum());
     }
 
     /// The earliest timer of all.

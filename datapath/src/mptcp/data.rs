@@ -1,7 +1,9 @@
 //! The data level (RFC 8684 §3.3): one sequence space each way, above all subflows.
 
+use super::autotune::{ReceiveTuner, SendTuner};
 use crate::buffer::{ByteRing, Inserted, Intervals};
 use crate::seq::DataSeq;
+use crate::time::{Duration, Instant};
 
 /// Ranges kept out of order at data level, and ranges to be reinjected.
 const RANGES_MAX: usize = 256;
@@ -40,34 +42,34 @@ pub struct DataReceiver {
     granted: DataSeq,
     /// The application took octets since then.
     freed: bool,
-    limit_bytes: usize,
+    tuner: ReceiveTuner,
 }
 
 impl DataReceiver {
-    pub fn new(limit_bytes: usize) -> DataReceiver {
+    pub fn new(initial_bytes: usize, max_bytes: usize) -> DataReceiver {
         DataReceiver {
             rcv_nxt: DataSeq(0),
-            unread: ByteRing::new(limit_bytes + limit_bytes / 2),
+            unread: ByteRing::new(max_bytes + max_bytes / 2),
             ranges: Intervals::new(RANGES_MAX),
             fin: None,
             fin_taken: false,
             right_edge: DataSeq(0),
             granted: DataSeq(0),
             freed: false,
-            limit_bytes,
+            tuner: ReceiveTuner::new(initial_bytes, max_bytes),
         }
     }
 
     /// The peer's stream begins after `idsn`.
     pub fn start(&mut self, idsn: DataSeq) {
         self.rcv_nxt = idsn + 1;
-        self.right_edge = self.rcv_nxt + self.limit_bytes.min(usize::from(u16::MAX));
+        self.right_edge = self.rcv_nxt + self.limit_bytes().min(usize::from(u16::MAX));
         self.granted = self.right_edge;
     }
 
     /// The window in octets from `rcv_nxt`: what the buffer has room for.
     pub fn window_bytes(&self) -> usize {
-        self.limit_bytes - self.unread.len().min(self.limit_bytes)
+        self.limit_bytes().saturating_sub(self.unread.len())
     }
 
     /// The window field that is to be advertised now in units of `1 << shift` octets; `mss` is what
@@ -79,7 +81,7 @@ impl DataReceiver {
         let promised = self.ahead_bytes(self.right_edge);
         let room = self.window_bytes();
         // RFC 9293 §3.8.6.2.2: no steps of the edge that would invite silly segments.
-        let worth = mss.min(self.limit_bytes / 2);
+        let worth = mss.min(self.limit_bytes() / 2);
         let offered = if room >= promised + worth { room } else { 0 };
         let units = (offered >> shift).max(promised.div_ceil(1 << shift));
         units.min(usize::from(u16::MAX)) as u16
@@ -108,13 +110,18 @@ impl DataReceiver {
     /// than two units at a time to an application that does not read has moved that far beyond the
     /// room: below one unit, an edge that may not go back moves with every octet.
     fn accept_edge(&self) -> DataSeq {
-        let kept = self.granted.max(self.room_edge()) + self.limit_bytes / 2;
+        let kept = self.granted.max(self.room_edge()) + self.limit_bytes() / 2;
         self.right_edge.min(kept)
     }
 
     /// Where a full buffer would end.
     fn room_edge(&self) -> DataSeq {
-        self.rcv_nxt - self.unread.len() + self.limit_bytes
+        self.front() + self.limit_bytes()
+    }
+
+    /// The first octet that the application has not taken.
+    fn front(&self) -> DataSeq {
+        self.rcv_nxt - self.unread.len()
     }
 
     /// Whether `len` octets from `rcv_nxt` on lie inside the window, but beyond what is kept.
@@ -128,8 +135,15 @@ impl DataReceiver {
         edge.max(self.rcv_nxt).distance(self.rcv_nxt)
     }
 
+    /// The window of an empty buffer.
     pub fn limit_bytes(&self) -> usize {
-        self.limit_bytes
+        self.tuner.window_bytes()
+    }
+
+    /// The application has had its turn: sizes the window, see [`ReceiveTuner::on_taken`].
+    pub fn tune(&mut self, now: Instant, mss: usize, rtt: impl FnOnce() -> Option<Duration>) {
+        let front = self.front();
+        self.tuner.on_taken(now, front, mss, rtt);
     }
 
     /// Takes in octets that begin at `dsn`. `in_place`: the caller can offer them where they lie.
@@ -269,13 +283,15 @@ pub struct DataSender {
     fin_sent: bool,
     /// To be sent again on whatever subflow is fit.
     pub reinject: Intervals<DataSeq>,
+    tuner: SendTuner,
 }
 
 impl DataSender {
-    pub fn new(limit_bytes: usize) -> DataSender {
+    pub fn new(initial_bytes: usize, max_bytes: usize) -> DataSender {
         let zero = DataSeq(0);
         DataSender {
-            buffer: ByteRing::new(limit_bytes),
+            // What is acknowledged and has to be kept all the same comes on top of the limit.
+            buffer: ByteRing::new(max_bytes),
             base: zero,
             snd_una: zero,
             snd_nxt: zero,
@@ -283,6 +299,7 @@ impl DataSender {
             fin_queued: false,
             fin_sent: false,
             reinject: Intervals::new(RANGES_MAX),
+            tuner: SendTuner::new(initial_bytes, max_bytes),
         }
     }
 
@@ -302,30 +319,41 @@ impl DataSender {
     /// Room for the application, octets.
     pub fn free(&self) -> usize {
         if self.fin_queued {
-            0
-        } else {
-            self.buffer.free()
+            return 0;
         }
+        let unacknowledged = self.end().distance(self.snd_una);
+        let room = self.limit().saturating_sub(unacknowledged);
+        room.min(self.buffer.free())
     }
 
+    /// Octets that may be written and not acknowledged.
     pub fn limit(&self) -> usize {
-        self.buffer.limit()
+        self.tuner.limit_bytes()
+    }
+
+    /// Something was sent, acknowledged or written: sizes the buffer, see [`SendTuner::on_progress`].
+    pub fn tune(&mut self, cwnd_bytes: impl FnOnce() -> usize) {
+        self.tuner.on_progress(self.buffer.len(), cwnd_bytes);
+    }
+
+    /// Memory runs short for what is acknowledged and has to be kept all the same.
+    pub fn is_pinned(&self) -> bool {
+        self.buffer.free() < self.buffer.limit() / 4
     }
 
     pub fn push(&mut self, octets: &[u8]) -> usize {
-        if self.fin_queued {
-            0
-        } else {
-            self.buffer.push(octets)
-        }
+        let n = octets.len().min(self.free());
+        self.buffer.push(&octets[..n])
     }
 
     pub fn write_slice(&mut self) -> &mut [u8] {
-        if self.fin_queued {
-            &mut []
-        } else {
-            self.buffer.write_slice()
+        let free = self.free();
+        if free == 0 {
+            return &mut [];
         }
+        let slice = self.buffer.write_slice();
+        let n = slice.len().min(free);
+        &mut slice[..n]
     }
 
     pub fn commit(&mut self, n: usize) {

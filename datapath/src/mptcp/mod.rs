@@ -5,6 +5,7 @@
 //! to `handshake`, `options` and `text`; [`schedule`] decides what goes where and when; [`transmit`]
 //! writes frames; [`close`] ends things.
 
+pub mod autotune;
 pub mod close;
 pub mod connection;
 pub mod data;

@@ -3,6 +3,7 @@ mod fallback;
 mod hostile;
 mod join;
 mod loss;
+mod memory;
 mod review;
 mod script;
 mod transfer;

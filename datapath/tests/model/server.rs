@@ -3,7 +3,7 @@
 use super::apps::TestApp;
 use super::sim::SimConfig;
 use mpx_datapath::engine::{
-    Engine, EngineConfig, EngineReport, InterfaceConfig, JoinPolicy, ServiceConfig,
+    Buffers, Engine, EngineConfig, EngineReport, InterfaceConfig, JoinPolicy, ServiceConfig,
 };
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
@@ -32,8 +32,12 @@ impl Server {
         };
         let interfaces = paths.map(|_| InterfaceConfig { mtu: MTU }).collect();
         let mut engine = EngineConfig::new(interfaces, vec![service]);
-        engine.receive_buffer_bytes = config.receive_buffer_bytes;
-        engine.send_buffer_bytes = config.send_buffer_bytes;
+        engine.buffers = Buffers {
+            receive_initial_bytes: config.receive_initial_bytes,
+            receive_max_bytes: config.receive_buffer_bytes,
+            send_initial_bytes: config.send_initial_bytes,
+            send_max_bytes: config.send_buffer_bytes,
+        };
         engine.subflows_per_connection_max = config.subflows_max;
         engine.connections_max = config.connections_max;
         engine.half_open_max = config.half_open_max;

@@ -60,8 +60,11 @@ pub struct SimConfig {
     pub checksum: bool,
     /// Of the server.
     pub congestion: Algorithm,
+    /// The most that the server's buffers become, and what they begin with where that is less.
     pub receive_buffer_bytes: usize,
     pub send_buffer_bytes: usize,
+    pub receive_initial_bytes: usize,
+    pub send_initial_bytes: usize,
     pub subflows_max: usize,
     pub connections_max: usize,
     pub half_open_max: usize,
@@ -83,6 +86,8 @@ impl SimConfig {
             congestion: Algorithm::default(),
             receive_buffer_bytes: 256 * 1024,
             send_buffer_bytes: 512 * 1024,
+            receive_initial_bytes: usize::MAX,
+            send_initial_bytes: usize::MAX,
             subflows_max: 8,
             connections_max: 100_000,
             half_open_max: 16_384,

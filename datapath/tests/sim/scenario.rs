@@ -18,7 +18,7 @@ const SEGMENTS_MAX: usize = 2000;
 
 /// Draws of a seed, laid over each other. Each layer has a stream of its own: what is added in a new
 /// one leaves to every seed what it drew before.
-pub const LAYERS: u64 = 2;
+pub const LAYERS: u64 = 3;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -114,6 +114,9 @@ impl Scenario {
         let mut scenario = Scenario::base(seed);
         if layers > 1 {
             Draw::new(seed, 1).receivers(&mut scenario);
+        }
+        if layers > 2 {
+            Draw::new(seed, 2).memory(&mut scenario);
         }
         scenario
     }
@@ -433,6 +436,17 @@ impl Draw {
                 }
                 plan.signals.sort_by_key(|s| s.0);
             }
+        }
+    }
+
+    /// Buffers of the server that grow.
+    fn memory(&mut self, scenario: &mut Scenario) {
+        let sim = &mut scenario.sim;
+        if self.one_in(2) {
+            sim.receive_initial_bytes = 1 + self.magnitude(sim.receive_buffer_bytes);
+        }
+        if self.one_in(2) {
+            sim.send_initial_bytes = 1 + self.magnitude(sim.send_buffer_bytes);
         }
     }
 

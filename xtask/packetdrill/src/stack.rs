@@ -90,7 +90,8 @@ impl Stack {
         };
         let mtu = if addr.is_ipv6() { MTU_IPV6 } else { MTU_IPV4 };
         let mut config = EngineConfig::new(vec![InterfaceConfig { mtu }], vec![service]);
-        config.receive_buffer_bytes = RECEIVE_BUFFER_BYTES;
+        config.buffers.receive_initial_bytes = RECEIVE_BUFFER_BYTES;
+        config.buffers.receive_max_bytes = RECEIVE_BUFFER_BYTES;
         self.engine = Some(Engine::new(
             config,
             vec![Box::new(Sockets(Rc::clone(&self.app)))],

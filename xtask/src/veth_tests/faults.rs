@@ -240,7 +240,7 @@ fn refused(
 
 fn small_buffers(config: &mut crate::server::Config) {
     config.keys = format!(
-        "limits = {{ receive_buffer_bytes = {BUFFER_BYTES}, send_buffer_bytes = {BUFFER_BYTES} }}\n"
+        "limits = {{ receive_buffer_max_bytes = {BUFFER_BYTES}, send_buffer_max_bytes = {BUFFER_BYTES} }}\n"
     );
 }
 

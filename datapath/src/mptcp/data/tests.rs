@@ -2,7 +2,7 @@ use super::*;
 
 #[test]
 fn reinjected_octets_never_overwrite_what_arrived_first() {
-    let mut rx = DataReceiver::new(1000);
+    let mut rx = DataReceiver::new(1000, 1000);
     rx.start(DataSeq(u64::MAX - 5));
     let first = rx.rcv_nxt;
     assert_eq!(rx.accept(first + 10, &[1; 10], true), Delivered::OutOfOrder);
@@ -17,7 +17,7 @@ fn reinjected_octets_never_overwrite_what_arrived_first() {
 
 #[test]
 fn in_order_octets_are_offered_in_place_until_something_is_unread() {
-    let mut rx = DataReceiver::new(1000);
+    let mut rx = DataReceiver::new(1000, 1000);
     rx.start(DataSeq(0));
     assert_eq!(
         rx.accept(DataSeq(1), &[1; 4], true),
@@ -34,7 +34,7 @@ fn in_order_octets_are_offered_in_place_until_something_is_unread() {
 
 #[test]
 fn the_edge_of_the_window_holds() {
-    let mut rx = DataReceiver::new(100);
+    let mut rx = DataReceiver::new(100, 100);
     rx.start(DataSeq(0));
     assert_eq!(rx.accept(DataSeq(101), &[1; 1], true), Delivered::NoRoom);
     assert_eq!(
@@ -46,7 +46,7 @@ fn the_edge_of_the_window_holds() {
 
 #[test]
 fn the_fin_waits_for_what_is_before_it() {
-    let mut rx = DataReceiver::new(100);
+    let mut rx = DataReceiver::new(100, 100);
     rx.start(DataSeq(0));
     rx.announce_fin(DataSeq(5));
     assert!(!rx.take_fin());
@@ -57,7 +57,7 @@ fn the_fin_waits_for_what_is_before_it() {
 
 #[test]
 fn memory_is_kept_for_the_slowest_subflow() {
-    let mut tx = DataSender::new(100);
+    let mut tx = DataSender::new(100, 100);
     tx.start(DataSeq(9), 50);
     assert_eq!(tx.push(&[7; 30]), 30);
     tx.on_sent(30, false);
@@ -109,7 +109,7 @@ fn fill(rx: &mut DataReceiver, len: usize, segments: usize) -> (usize, usize) {
 fn the_edge_never_goes_back_and_the_window_closes_all_the_same() {
     const LIMIT: usize = 512 * UNIT;
     for len in [UNIT, 2 * UNIT, 2 * UNIT + 1, 3 * UNIT - 1, 1448, LIMIT] {
-        let mut rx = DataReceiver::new(LIMIT);
+        let mut rx = DataReceiver::new(LIMIT, LIMIT);
         rx.start(DataSeq(u64::MAX - 100));
         let (taken, window) = fill(&mut rx, len, LIMIT);
         assert_eq!(window, 0, "segments of {len}");
@@ -126,7 +126,7 @@ fn the_edge_never_goes_back_and_the_window_closes_all_the_same() {
 #[test]
 fn a_peer_that_sends_less_than_a_unit_at_a_time_ends_at_the_slack() {
     const LIMIT: usize = 512 * UNIT;
-    let mut rx = DataReceiver::new(LIMIT);
+    let mut rx = DataReceiver::new(LIMIT, LIMIT);
     rx.start(DataSeq(0));
     let (taken, window) = fill(&mut rx, UNIT - 1, LIMIT);
     assert!(window > 0, "it cannot close");
@@ -141,7 +141,7 @@ fn a_peer_that_sends_less_than_a_unit_at_a_time_ends_at_the_slack() {
 #[test]
 fn the_edge_moves_by_a_segment_or_half_the_buffer() {
     for (limit, mss, worth) in [(100_000, 1448, 1448), (2000, 1448, 1000)] {
-        let mut rx = DataReceiver::new(limit);
+        let mut rx = DataReceiver::new(limit, limit);
         rx.start(DataSeq(0));
         rx.accept(rx.rcv_nxt, &vec![0; limit], false);
         rx.on_advertised(usize::from(rx.window_field(0, mss)));

@@ -1,0 +1,134 @@
+//! Buffers that grow with the path and what becomes of them when memory runs short.
+
+use crate::model::apps::Behaviour;
+use crate::model::client::ClientConfig;
+use crate::model::net::Path;
+use crate::model::sim::{Family, Sim, SimConfig};
+use crate::model::{assert_same, stream};
+use mpx_datapath::engine::ConnectionReport;
+use mpx_datapath::time::Duration;
+
+const INITIAL: usize = 128 << 10;
+const MAX: usize = 8 << 20;
+/// 40 Mbit/s over 100 ms: half a megabyte is under way, four times the initial window.
+const RATE: u64 = 5_000_000;
+const ONE_WAY: Duration = Duration::from_millis(50);
+const LEN: usize = 5_000_000;
+
+fn config(max_bytes: usize, app: Behaviour) -> SimConfig {
+    let path = Path {
+        delay: ONE_WAY,
+        rate: RATE,
+        // The model client has no congestion control: what it bursts is kept.
+        queue: Duration::from_secs(10),
+        ..Path::default()
+    };
+    SimConfig {
+        paths: vec![path; 2],
+        receive_initial_bytes: INITIAL,
+        receive_buffer_bytes: max_bytes,
+        send_initial_bytes: INITIAL,
+        send_buffer_bytes: max_bytes,
+        ..SimConfig::with(app)
+    }
+}
+
+fn client(multipath: bool) -> ClientConfig {
+    ClientConfig {
+        multipath,
+        flight_segments: 10_000,
+        receive_buffer_bytes: 4 << 20,
+        ..ClientConfig::new(Family::V4.server(0))
+    }
+}
+
+fn report(sim: &Sim) -> ConnectionReport {
+    sim.server.report(1).conns.remove(0)
+}
+
+/// Time for an upload of `LEN` octets, and what the window grew to.
+fn upload(max_bytes: usize, multipath: bool) -> (Duration, usize) {
+    let mut sim = Sim::new(config(max_bytes, Behaviour::default()));
+    let sent = stream(1, LEN);
+    let c = sim.connect(client(multipath));
+    sim.run(|sim| sim.clients[c].established());
+    let began = sim.now;
+    sim.clients[c].send(&sent);
+    sim.run(|sim| sim.clients[c].acknowledged() >= LEN as u64);
+    let took = sim.now.since(began);
+    let window = report(&sim).receive_limit_bytes;
+    sim.clients[c].close_write();
+    sim.run(|sim| sim.clients[c].closed());
+    assert_same(&sim.app.record().received, &sent);
+    sim.finish();
+    (took, window)
+}
+
+// RFC 8684 §3.3.4: the bandwidth-delay product at least.
+#[test]
+fn an_upload_over_a_long_path_gets_the_window_that_fills_it() {
+    let at_line_rate = Duration::from_micros(LEN as u64 * 1_000_000 / RATE);
+    for multipath in [false, true] {
+        let (took, window) = upload(MAX, multipath);
+        assert!(took < at_line_rate * 3 / 2, "{took:?} of {at_line_rate:?}");
+        assert!((1_000_000..=MAX).contains(&window), "{window}");
+        let (fixed, window) = upload(INITIAL, multipath);
+        assert!(fixed > took * 2 && window == INITIAL, "{took:?} {fixed:?}");
+    }
+}
+
+#[test]
+fn a_download_over_a_long_path_gets_the_buffer_that_fills_it() {
+    let download = |max_bytes| {
+        let source = Behaviour {
+            send_bytes: LEN,
+            seed: 4,
+            ..Behaviour::default()
+        };
+        let mut sim = Sim::new(config(max_bytes, source));
+        let c = sim.connect(client(true));
+        let began = sim.now;
+        sim.run(|sim| sim.clients[c].received().len() == LEN);
+        let took = sim.now.since(began);
+        assert_same(sim.clients[c].received(), &stream(4, LEN));
+        // All is acknowledged a round trip later.
+        sim.run_for(ONE_WAY * 3);
+        let idle = report(&sim);
+        assert_eq!(idle.send_buffered_bytes, 0);
+        sim.clients[c].close_write();
+        sim.run(|sim| sim.clients[c].closed());
+        sim.finish();
+        took
+    };
+    let (grown, fixed) = (download(MAX), download(INITIAL));
+    let at_line_rate = Duration::from_micros(LEN as u64 * 1_000_000 / RATE);
+    assert!(grown < at_line_rate * 2, "{grown:?} of {at_line_rate:?}");
+    assert!(fixed > grown * 2, "{grown:?} {fixed:?}");
+}
+
+#[test]
+fn a_slow_reader_keeps_the_initial_window() {
+    for multipath in [false, true] {
+        let mut sim = Sim::new(config(MAX, Behaviour::default()));
+        let c = sim.connect(client(multipath));
+        let local = sim.clients[c].subflows[0].local;
+        // 160 kB/s of 5 MB/s.
+        sim.app.log.borrow_mut().sips.insert(local, 4000);
+        let sent = stream(2, 1_000_000);
+        sim.clients[c].send(&sent);
+        sim.clients[c].close_write();
+        for _ in 0..200 {
+            sim.run_for(Duration::from_millis(25));
+            sim.app.grant();
+            if let Some(conn) = sim.server.report(1).conns.first() {
+                assert_eq!(conn.receive_limit_bytes, INITIAL);
+                assert!(conn.unread_bytes <= INITIAL + INITIAL / 2);
+            }
+        }
+        assert!(sim.app.record().received.len() > 700_000);
+        sim.app.read_all();
+        sim.run(|sim| sim.clients[c].closed());
+        assert_same(&sim.app.record().received, &sent);
+        sim.finish();
+    }
+}
