@@ -1,6 +1,7 @@
 //! The configuration: TOML as written (`Raw*`) is parsed into a [`Config`] whose values are all in
 //! range, or into one line that says file, line, key, what is wrong and what to do.
 
+use mpx_datapath::engine::Patience;
 use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_ebpf::{INTERFACES_MAX, OWNER_BITS_DEFAULT};
 use serde::Deserialize;
@@ -44,9 +45,8 @@ pub(crate) struct Service {
     /// Ask for DSS checksums (RFC 8684 §3.1, flag A).
     pub(crate) checksum: bool,
     pub(crate) joins: Joins,
-    /// Silence after which a client is probed (RFC 9293 §3.8.4).
-    pub(crate) keepalive: Option<Duration>,
     pub(crate) congestion: Algorithm,
+    pub(crate) patience: Patience,
 }
 
 /// One address of `listen`; an unspecified address stands for the interfaces' own.
@@ -247,6 +247,11 @@ struct RawService {
     proxy_protocol: Option<Spanned<String>>,
     keepalive_ms: Option<Spanned<u64>>,
     congestion: Option<Spanned<String>>,
+    keepalive_interval_ms: Option<Spanned<u64>>,
+    keepalive_probes: Option<Spanned<u64>>,
+    persist_interval_max_ms: Option<Spanned<u64>>,
+    persist_probes: Option<Spanned<u64>>,
+    user_timeout_ms: Option<Spanned<u64>>,
 }
 
 /// The keys of all kinds: which of them go together is checked with the line at hand.
@@ -329,6 +334,14 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("proxy_protocol", "proxy_protocol = \"none\" or \"v2\""),
     ("keepalive_ms", "keepalive_ms = 7200000, or 0 for never"),
     ("congestion", "congestion = \"cubic\" or \"reno\""),
+    ("keepalive_interval_ms", "keepalive_interval_ms = 75000"),
+    ("keepalive_probes", "keepalive_probes = 9"),
+    ("persist_interval_max_ms", "persist_interval_max_ms = 60000"),
+    ("persist_probes", "persist_probes = 10"),
+    (
+        "user_timeout_ms",
+        "user_timeout_ms = 100000, or 0 to go by the number of retransmissions",
+    ),
     ("max_connections", "max_connections = 65536"),
     ("max_subflows", "max_subflows = 8"),
     ("max_half_open", "max_half_open = 4096"),
@@ -500,21 +513,78 @@ impl Source<'_> {
             raw.congestion.as_ref(),
             &Algorithm::ALL.map(|algorithm| (algorithm.name(), algorithm)),
         )?;
-        // RFC 9293 §3.8.4: two hours unless told otherwise.
-        let keepalive = self.millis(
-            "service.keepalive_ms",
-            raw.keepalive_ms.as_ref(),
-            7_200_000,
-            0..=86_400_000,
-        )?;
         Ok(Service {
             name: raw.name.get_ref().clone(),
             listen,
             app: self.app(raw)?,
             checksum: raw.checksum.unwrap_or(true),
             joins,
-            keepalive: (!keepalive.is_zero()).then_some(keepalive),
+            patience: self.patience(raw)?,
             congestion,
+        })
+    }
+
+    fn patience(&self, raw: &RawService) -> Result<Patience, ConfigError> {
+        const DAY_MS: u64 = 86_400_000;
+        // Less than a retransmission timeout would end sound connections (RFC 5482 §3.1).
+        const USER_TIMEOUT_MIN_MS: u64 = 1_000;
+        let millis = |key: &str, value: &Option<Spanned<u64>>, default: Duration, range| {
+            self.millis(key, value.as_ref(), default.as_millis() as u64, range)
+        };
+        let probes = |key: &str, value: &Option<Spanned<u64>>, default: u32| {
+            self.number(key, value.as_ref(), u64::from(default), 1..=100)
+                .map(|probes| probes as u32)
+        };
+        let default = Patience::default();
+        let keepalive = millis(
+            "service.keepalive_ms",
+            &raw.keepalive_ms,
+            default.keepalive.unwrap_or_default(),
+            0..=DAY_MS,
+        )?;
+        let user_timeout = millis(
+            "service.user_timeout_ms",
+            &raw.user_timeout_ms,
+            default.user_timeout.unwrap_or_default(),
+            0..=DAY_MS,
+        )?;
+        if let Some(value) = &raw.user_timeout_ms
+            && (1..USER_TIMEOUT_MIN_MS).contains(value.get_ref())
+        {
+            return Err(self.error(
+                value,
+                "service.user_timeout_ms",
+                format!(
+                    "{} is too short; choose 0 for none or from {USER_TIMEOUT_MIN_MS} to {DAY_MS}",
+                    value.get_ref()
+                ),
+            ));
+        }
+        Ok(Patience {
+            keepalive: (!keepalive.is_zero()).then_some(keepalive),
+            keepalive_interval: millis(
+                "service.keepalive_interval_ms",
+                &raw.keepalive_interval_ms,
+                default.keepalive_interval,
+                1_000..=DAY_MS,
+            )?,
+            keepalive_probes: probes(
+                "service.keepalive_probes",
+                &raw.keepalive_probes,
+                default.keepalive_probes,
+            )?,
+            persist_interval_max: millis(
+                "service.persist_interval_max_ms",
+                &raw.persist_interval_max_ms,
+                default.persist_interval_max,
+                1_000..=DAY_MS,
+            )?,
+            persist_probes: probes(
+                "service.persist_probes",
+                &raw.persist_probes,
+                default.persist_probes,
+            )?,
+            user_timeout: (!user_timeout.is_zero()).then_some(user_timeout),
         })
     }
 
@@ -906,6 +976,7 @@ app = { kind = "proxy", backends = ["127.0.0.1:8080"] }
         assert!(web.checksum);
         assert_eq!(web.joins, Joins::AnyPort);
         assert_eq!(web.congestion, Algorithm::Cubic);
+        assert_eq!(web.patience, Patience::default());
         assert_eq!(
             web.app,
             AppConfig::Proxy(ProxyConfig {
@@ -941,6 +1012,12 @@ checksum = false
 joins = "service-ports"
 proxy_protocol = "v2"
 congestion = "reno"
+keepalive_ms = 0
+keepalive_interval_ms = 1000
+keepalive_probes = 3
+persist_interval_max_ms = 2000
+persist_probes = 4
+user_timeout_ms = 5000
 [service.app]
 kind = "proxy"
 backends = ["127.0.0.1:1", "[::1]:2"]
@@ -973,6 +1050,17 @@ app = { kind = "echo" }
         assert_eq!(config.services[0].joins, Joins::ServicePorts);
         assert_eq!(config.services[0].congestion, Algorithm::Reno);
         assert!(!config.services[0].checksum);
+        assert_eq!(
+            config.services[0].patience,
+            Patience {
+                keepalive: None,
+                keepalive_interval: Duration::from_secs(1),
+                keepalive_probes: 3,
+                persist_interval_max: Duration::from_secs(2),
+                persist_probes: 4,
+                user_timeout: Some(Duration::from_secs(5)),
+            }
+        );
 
         let own: Vec<IpAddr> = ["10.9.1.2", "10.9.2.2", "fe80::1", "fd00:9:1::2"]
             .map(|ip| ip.parse().unwrap())
@@ -1114,6 +1202,17 @@ app = { kind = "echo" }
                 web,
                 "app = { kind = \"echo\" }\ncongestion = \"bbr\"",
                 "m.toml:12: service.congestion: \"bbr\" is unknown; use \"cubic\" or \"reno\"",
+            ),
+            (
+                web,
+                "app = { kind = \"echo\" }\nuser_timeout_ms = 999",
+                "m.toml:12: service.user_timeout_ms: 999 is too short; \
+                 choose 0 for none or from 1000 to 86400000",
+            ),
+            (
+                web,
+                "app = { kind = \"echo\" }\nkeepalive_probes = 0",
+                "m.toml:12: service.keepalive_probes: 0 is out of range; choose from 1 to 100",
             ),
             (
                 web,

@@ -251,8 +251,8 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
                 Joins::AnyPort => JoinPolicy::AnyPort,
                 Joins::ServicePorts => JoinPolicy::ServicePorts,
             },
-            keepalive: service.keepalive,
             congestion: service.congestion,
+            patience: service.patience,
         })
         .collect();
     EngineConfig {

@@ -80,6 +80,8 @@ counters! {
     give_up_timeouts => "GiveUpTimeouts",
     zero_window_probes => "TCPWinProbe",
     keepalive_probes => "TCPKeepAlive",
+    /// A subflow given up because nothing outstanding got on for as long as its service allows.
+    user_timeouts => "UserTimeouts",
 
     mp_capable_syn_rx => "MPCapableSYNRX",
     mp_capable_syn_ack_tx => "MPCapableSYNACKTX",

@@ -7,7 +7,7 @@ mod model;
 use super::*;
 use model::client::{Client, ClientConfig};
 use mpx_datapath::engine::{
-    Buffers, Engine, EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig,
+    Buffers, Engine, EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig,
 };
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
@@ -44,8 +44,11 @@ impl Rig {
             listen: vec![server],
             checksum: true,
             joins: JoinPolicy::AnyPort,
-            keepalive: None,
             congestion: Algorithm::default(),
+            patience: Patience {
+                keepalive: None,
+                ..Patience::default()
+            },
         };
         let config = EngineConfig {
             buffers: Buffers {

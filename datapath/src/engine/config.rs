@@ -89,10 +89,50 @@ pub struct ServiceConfig {
     /// Ask for DSS checksums (RFC 8684 §3.1: A SHOULD be 1). They are used if either side asks.
     pub checksum: bool,
     pub joins: JoinPolicy,
+    pub patience: Patience,
+    pub congestion: Algorithm,
+}
+
+/// How long a peer that does not answer is borne with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
     /// Silence after which a subflow is asked whether it is still there (RFC 9293 §3.8.4); `None`:
     /// never.
     pub keepalive: Option<Duration>,
-    pub congestion: Algorithm,
+    /// Between such probes that are not answered, and how many there are before it is given up.
+    pub keepalive_interval: Duration,
+    pub keepalive_probes: u32,
+    /// Probes of a closed window (RFC 9293 §3.8.6.1): the longest time between two, and how many in
+    /// a row may stay unanswered.
+    pub persist_interval_max: Duration,
+    pub persist_probes: u32,
+    /// How long a subflow may have something to be acknowledged, or a closed window to be probed, and
+    /// hear nothing of it (RFC 9293 §3.8.3 R2, RFC 5482). `None`: the number of retransmissions and
+    /// of probes decides.
+    pub user_timeout: Option<Duration>,
+}
+
+impl Patience {
+    /// The longest time between two probes of a closed window: a user timeout is not to be a matter
+    /// of one lost probe.
+    pub fn persist_ceiling(&self) -> Duration {
+        let bound = self.user_timeout.map_or(Duration::MAX, |t| t / 4);
+        self.persist_interval_max.min(bound)
+    }
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience {
+            // RFC 9293 §3.8.4: no less than two hours unless told otherwise.
+            keepalive: Some(Duration::from_secs(7200)),
+            keepalive_interval: Duration::from_secs(75),
+            keepalive_probes: 9,
+            persist_interval_max: Duration::from_secs(60),
+            persist_probes: 10,
+            user_timeout: None,
+        }
+    }
 }
 
 /// To which ports of our addresses a subflow may be joined.

@@ -104,7 +104,7 @@ impl Engine {
             fin_timeout: self.config.fin_timeout,
             retries_max: self.config.retries_max,
             syn_ack_retries_max: self.config.syn_ack_retries_max,
-            keepalive: self.services[service].config.keepalive,
+            patience: self.services[service].config.patience,
         };
         let mut connection = Box::new(Connection::new(id, service, settings, local, remote, now));
         let mut handshake = Handshake::Tcp;
@@ -321,6 +321,7 @@ impl Engine {
             last_received_at: now,
             keepalive_probes: 0,
             keepalive_probe_at: now,
+            heard_at: now,
             invalid_answered_at: None,
             bytes_sent: 0,
             bytes_received: 0,

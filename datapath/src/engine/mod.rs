@@ -13,7 +13,7 @@ mod report;
 mod time_wait;
 
 pub use crate::mptcp::connection::Buffers;
-pub use config::{EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig};
+pub use config::{EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig};
 pub use conn::{Conn, ConnId, Conns};
 pub use report::{ConnectionReport, EngineReport, SubflowReport};
 

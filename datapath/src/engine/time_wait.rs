@@ -90,9 +90,9 @@ impl TimeWaitTable {
             if entry.number != number {
                 continue;
             }
-            if let (Some(now), true) = (now, entry.restarted) {
+            if now.is_some() && entry.restarted {
                 entry.restarted = false;
-                self.order.push_back((now + self.duration, index, number));
+                self.order.push_back((at + self.duration, index, number));
                 continue;
             }
             return Some(self.entries.remove(index as usize).key);
@@ -196,8 +196,8 @@ mod tests {
         assert_eq!(table.order.len(), 2);
         assert_eq!(table.pop_expired(at(105)), None);
         assert_eq!(table.pop_expired(at(120)), Some(key(2)));
-        assert_eq!(table.pop_expired(at(204)), None);
-        assert_eq!(table.pop_expired(at(206)), Some(key(1)));
+        assert_eq!(table.pop_expired(at(199)), None);
+        assert_eq!(table.pop_expired(at(200)), Some(key(1)));
         assert!(table.len() == 0 && table.next_expiry().is_none());
     }
 

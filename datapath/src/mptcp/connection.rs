@@ -3,7 +3,7 @@
 use super::close::RST_PERFORMANCE;
 use super::data::{DataReceiver, DataSender};
 use super::subflow::{Handshake, Subflow};
-use crate::engine::ConnId;
+use crate::engine::{ConnId, Patience};
 use crate::port::IfaceId;
 use crate::seq::DataSeq;
 use crate::tcp::State;
@@ -16,9 +16,8 @@ use std::net::SocketAddr;
 /// RFC 8684 §3.2: address id 0 is the initial subflow's.
 const FIRST_JOIN_ID: u8 = 1;
 
-/// Between keepalive probes that are not answered, and how many there are, as Linux has it.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(75);
-const KEEPALIVE_PROBES_MAX: u32 = 9;
+/// Doublings of the time between window probes; what comes out has a ceiling of its own.
+const PERSIST_BACKOFF_MAX: u32 = 16;
 
 /// Retransmissions on a subflow of a connection whose streams have ended both.
 const OVER_RETRIES: u32 = 3;
@@ -45,8 +44,7 @@ pub struct Settings {
     /// Retransmissions of one segment before the subflow is given up.
     pub retries_max: u32,
     pub syn_ack_retries_max: u32,
-    /// Silence after which a subflow is probed (RFC 9293 §3.8.4).
-    pub keepalive: Option<Duration>,
+    pub patience: Patience,
 }
 
 /// Between which sizes the buffers of a connection are kept, in octets.
@@ -126,6 +124,8 @@ pub struct Connection {
     /// Data-level retransmission (RFC 8684 §3.3.6).
     pub data_rto_at: Option<Instant>,
     pub data_rto_backoff: u32,
+    /// Since when something is outstanding at data level and nothing of it was acknowledged.
+    pub data_heard_at: Instant,
     /// Then our subflow FINs leave, even without the peer's.
     pub fin_hold_at: Option<Instant>,
     /// Then whatever is left is reset.
@@ -182,6 +182,7 @@ impl Connection {
             created_at: now,
             data_rto_at: None,
             data_rto_backoff: 0,
+            data_heard_at: now,
             fin_hold_at: None,
             give_up_at: None,
             events: Events::default(),
@@ -250,10 +251,13 @@ impl Connection {
         let own = [self.data_rto_at, self.fin_hold_at, self.give_up_at]
             .into_iter()
             .flatten();
-        let subflows = self
-            .subflows
-            .iter()
-            .flat_map(|(index, subflow)| [subflow.next_deadline(), self.keepalive_at(index)]);
+        let subflows = self.subflows.iter().flat_map(|(index, subflow)| {
+            [
+                subflow.next_deadline(),
+                self.keepalive_at(index),
+                self.user_timeout_at(index),
+            ]
+        });
         own.chain(subflows.flatten()).min()
     }
 
@@ -261,6 +265,11 @@ impl Connection {
     pub fn on_timeout(&mut self, now: Instant, metrics: &mut crate::metrics::Metrics) {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         for index in 0..self.subflows.capacity() {
+            if due(self.user_timeout_at(index)) {
+                metrics.user_timeouts += 1;
+                self.give_up_subflow(index, metrics);
+                continue;
+            }
             let Some(subflow) = self.subflows.get_mut(index) else {
                 continue;
             };
@@ -269,7 +278,7 @@ impl Connection {
                 subflow.rx.ack_now = true;
             }
             if due(subflow.persist_at) {
-                self.on_persist_timeout(index, metrics);
+                self.on_persist_timeout(index, now, metrics);
             }
             let Some(subflow) = self.subflows.get_mut(index) else {
                 continue;
@@ -305,7 +314,7 @@ impl Connection {
     /// When an idle subflow is probed next. One that has something in flight, or probes a window,
     /// has timers of its own.
     fn keepalive_at(&self, index: usize) -> Option<Instant> {
-        let idle = self.settings.keepalive?;
+        let idle = self.settings.patience.keepalive?;
         let subflow = self.subflows.get(index)?;
         let quiet = subflow.state != State::SynReceived
             && subflow.reset.is_none()
@@ -313,13 +322,24 @@ impl Connection {
             && subflow.persist_at.is_none();
         quiet.then(|| match subflow.keepalive_probes {
             0 => subflow.last_received_at + idle,
-            _ => subflow.keepalive_probe_at + KEEPALIVE_INTERVAL,
+            _ => subflow.keepalive_probe_at + self.settings.patience.keepalive_interval,
         })
+    }
+
+    /// When a subflow is given up on which nothing that is outstanding gets on (RFC 9293 §3.8.3,
+    /// RFC 5482). It does where anything new is acknowledged, or a probe answered: what waits behind a
+    /// window that is closed waits for as long as the peer says so (RFC 9293 §3.8.6.1, MUST-37).
+    fn user_timeout_at(&self, index: usize) -> Option<Instant> {
+        let timeout = self.settings.patience.user_timeout?;
+        let subflow = self.subflows.get(index)?;
+        let probed = subflow.persist_at.is_some() && subflow.probes_unanswered > 0;
+        let outstanding = !subflow.tx.flight_is_empty() || probed;
+        (outstanding && subflow.reset.is_none()).then(|| subflow.heard_at + timeout)
     }
 
     fn on_keepalive(&mut self, index: usize, now: Instant, metrics: &mut crate::metrics::Metrics) {
         let subflow = &mut self.subflows[index];
-        if subflow.keepalive_probes >= KEEPALIVE_PROBES_MAX {
+        if subflow.keepalive_probes >= self.settings.patience.keepalive_probes {
             self.give_up_subflow(index, metrics);
             return;
         }
@@ -335,8 +355,7 @@ impl Connection {
         now: Instant,
         metrics: &mut crate::metrics::Metrics,
     ) {
-        let (retries_max, syn_ack_retries_max) =
-            (self.settings.retries_max, self.settings.syn_ack_retries_max);
+        let syn_ack_retries_max = self.settings.syn_ack_retries_max;
         let subflow = &mut self.subflows[index];
         if subflow.state == State::SynReceived {
             subflow.tx.rtt.on_timeout();
@@ -363,7 +382,10 @@ impl Connection {
         // RFC 8684 §3.3.3: with both streams ended and acknowledged, a subflow has nothing left to
         // bring: one that does not answer is not waited for.
         let over = self.mode == Mode::Mptcp && self.streams_closed() && backoff > OVER_RETRIES;
-        if over || backoff > retries_max || (others && backoff > retries_max / 2) {
+        // A user timeout stands in the place of the count; another way does not wait for either.
+        let retries_max = self.settings.retries_max;
+        let counts = self.settings.patience.user_timeout.is_none();
+        if over || (counts && backoff > retries_max) || (others && backoff > retries_max / 2) {
             self.give_up_subflow(index, metrics);
         } else if others {
             // RFC 8684 §3.3.6: what is stuck here may go elsewhere.
@@ -372,14 +394,24 @@ impl Connection {
     }
 
     /// RFC 9293 §3.8.6.1: a closed window is probed for as long as the probes are answered.
-    fn on_persist_timeout(&mut self, index: usize, metrics: &mut crate::metrics::Metrics) {
+    fn on_persist_timeout(
+        &mut self,
+        index: usize,
+        now: Instant,
+        metrics: &mut crate::metrics::Metrics,
+    ) {
+        let patience = &self.settings.patience;
         let subflow = &mut self.subflows[index];
         subflow.persist_at = None;
-        if subflow.probes_unanswered > self.settings.retries_max {
+        let counts = patience.user_timeout.is_none();
+        if counts && subflow.probes_unanswered >= patience.persist_probes {
             self.give_up_subflow(index, metrics);
             return;
         }
-        subflow.persist_backoff = (subflow.persist_backoff + 1).min(8);
+        if subflow.probes_unanswered == 0 {
+            subflow.heard_at = now;
+        }
+        subflow.persist_backoff = (subflow.persist_backoff + 1).min(PERSIST_BACKOFF_MAX);
         subflow.probes_unanswered += 1;
         subflow.probe_due = true;
         metrics.zero_window_probes += 1;

@@ -317,6 +317,15 @@ impl Connection {
         metrics.tcp_loss_probe_recovery += u64::from(outcome.probe_repaired);
         metrics.tcp_dsack_rx += u64::from(outcome.dsack);
         subflow.tx.update_window(header.seq, header.ack, window);
+        let held = subflow.tx.snd_wnd == 0;
+        if held {
+            // RFC 9293 §3.8.6.1, MUST-37: it may have taken back a window that was filled; as long as
+            // it says so, what is sent again there is no sign that it is gone.
+            subflow.tx.rtt.on_progress();
+        }
+        if outcome.advanced > 0 || held || subflow.probes_unanswered > 0 {
+            subflow.heard_at = now;
+        }
         subflow.probes_unanswered = 0;
         if subflow.tx.snd_wnd > 0 {
             subflow.persist_at = None;

@@ -159,7 +159,7 @@ impl Connection {
                 .rtt
                 .rto()
                 .saturating_mul(1 << subflow.persist_backoff)
-                .min(RTO_MAX);
+                .min(self.settings.patience.persist_ceiling());
             // Also while a probe is about to leave: it may be lost, and so may its answer.
             subflow.persist_at.get_or_insert(now + wait);
         }
@@ -183,7 +183,16 @@ impl Connection {
             let wait = (slowest * 2)
                 .saturating_mul(1 << self.data_rto_backoff.min(8))
                 .min(RTO_MAX);
-            self.data_rto_at = Some(now + wait);
+            if self.data_rto_backoff == 0 {
+                self.data_heard_at = now;
+            }
+            let at = now + wait;
+            let give_up_at = self
+                .settings
+                .patience
+                .user_timeout
+                .map(|t| self.data_heard_at + t);
+            self.data_rto_at = Some(give_up_at.map_or(at, |give_up_at| at.min(give_up_at)));
         }
     }
 
@@ -227,7 +236,11 @@ impl Connection {
             self.fall_back();
             return;
         }
-        if self.data_rto_backoff > DATA_RETRIES_MAX {
+        let over = match self.settings.patience.user_timeout {
+            None => self.data_rto_backoff > DATA_RETRIES_MAX,
+            Some(timeout) => now.since(self.data_heard_at) >= timeout,
+        };
+        if over {
             self.end.get_or_insert(End::TimedOut);
             self.reset_all(Reset::default());
             return;

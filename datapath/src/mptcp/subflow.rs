@@ -135,6 +135,9 @@ pub struct Subflow {
     /// Keepalive probes since then, and when the last one left.
     pub keepalive_probes: u32,
     pub keepalive_probe_at: Instant,
+    /// Since when something is outstanding and nothing was heard of it; means nothing where nothing
+    /// is outstanding.
+    pub heard_at: Instant,
     /// When a segment that was not acceptable was answered last.
     pub invalid_answered_at: Option<Instant>,
     pub bytes_sent: u64,
@@ -170,6 +173,13 @@ impl Subflow {
             self.invalid_answered_at = Some(now);
         }
         may
+    }
+
+    /// Something is about to leave that is to be acknowledged.
+    pub fn before_sent(&mut self, now: Instant) {
+        if self.tx.flight_is_empty() {
+            self.heard_at = now;
+        }
     }
 
     pub fn window_of(&self, header: &TcpHeader) -> usize {

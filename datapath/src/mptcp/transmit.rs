@@ -155,6 +155,7 @@ impl Connection {
             return written;
         };
         let subflow = &mut self.subflows[index];
+        subflow.before_sent(now);
         subflow.tx.on_sent(now, len, false, mapping);
         subflow.reinjections_in_flight += usize::from(mapping.reinjection);
         subflow.bytes_sent += len as u64;
@@ -187,6 +188,7 @@ impl Connection {
             self.snd.on_fin_sent();
         }
         let subflow = &mut self.subflows[index];
+        subflow.before_sent(now);
         subflow.tx.on_sent(now, 0, true, mark);
         subflow.state = match subflow.state {
             State::CloseWait => State::LastAck,

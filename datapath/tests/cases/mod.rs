@@ -6,4 +6,5 @@ mod loss;
 mod memory;
 mod review;
 mod script;
+mod timers;
 mod transfer;

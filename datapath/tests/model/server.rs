@@ -27,8 +27,8 @@ impl Server {
                 .collect(),
             checksum: config.checksum,
             joins: JoinPolicy::AnyPort,
-            keepalive: None,
             congestion: config.congestion,
+            patience: config.patience,
         };
         let interfaces = paths.map(|_| InterfaceConfig { mtu: MTU }).collect();
         let mut engine = EngineConfig::new(interfaces, vec![service]);

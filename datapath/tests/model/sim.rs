@@ -9,6 +9,7 @@ use super::client::{Client, ClientConfig};
 use super::net::{Arrival, Net, Path, Side};
 use super::server::Server;
 use super::trace::{self, Tracer};
+use mpx_datapath::engine::Patience;
 use mpx_datapath::port::memory::{MemoryConfig, MemoryPort};
 use mpx_datapath::port::pcap::PcapPort;
 use mpx_datapath::port::{IfaceId, Port};
@@ -69,6 +70,7 @@ pub struct SimConfig {
     pub connections_max: usize,
     pub half_open_max: usize,
     pub time_wait_max: usize,
+    pub patience: Patience,
     /// For the frames as the server sees them, in place of the file that the environment names.
     pub capture: Option<PathBuf>,
     /// Lists all frames.
@@ -92,6 +94,10 @@ impl SimConfig {
             connections_max: 100_000,
             half_open_max: 16_384,
             time_wait_max: 65_536,
+            patience: Patience {
+                keepalive: None,
+                ..Patience::default()
+            },
             capture: std::env::var_os("MPX_TEST_PCAP").map(PathBuf::from),
             trace: std::env::var_os("MPX_TEST_TRACE").is_some(),
         }

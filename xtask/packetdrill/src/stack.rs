@@ -2,7 +2,7 @@
 
 use mpx_datapath::app::{App, CloseCause, Readiness};
 use mpx_datapath::engine::{
-    Conn, ConnId, Conns, Engine, EngineConfig, EngineReport, InterfaceConfig, JoinPolicy,
+    Conn, ConnId, Conns, Engine, EngineConfig, EngineReport, InterfaceConfig, JoinPolicy, Patience,
     ServiceConfig,
 };
 use mpx_datapath::metrics::Metrics;
@@ -85,8 +85,11 @@ impl Stack {
             // As Linux has it by default.
             checksum: false,
             joins: JoinPolicy::AnyPort,
-            keepalive: None,
             congestion: self.congestion,
+            patience: Patience {
+                keepalive: None,
+                ..Patience::default()
+            },
         };
         let mtu = if addr.is_ipv6() { MTU_IPV6 } else { MTU_IPV4 };
         let mut config = EngineConfig::new(vec![InterfaceConfig { mtu }], vec![service]);
