@@ -46,6 +46,8 @@ pub(crate) struct Service {
     pub(crate) checksum: bool,
     pub(crate) joins: Joins,
     pub(crate) congestion: Algorithm,
+    /// Agree to ECN where a client asks for it (RFC 3168).
+    pub(crate) ecn: bool,
     pub(crate) patience: Patience,
 }
 
@@ -247,6 +249,7 @@ struct RawService {
     proxy_protocol: Option<Spanned<String>>,
     keepalive_ms: Option<Spanned<u64>>,
     congestion: Option<Spanned<String>>,
+    ecn: Option<bool>,
     keepalive_interval_ms: Option<Spanned<u64>>,
     keepalive_probes: Option<Spanned<u64>>,
     persist_interval_max_ms: Option<Spanned<u64>>,
@@ -334,6 +337,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("proxy_protocol", "proxy_protocol = \"none\" or \"v2\""),
     ("keepalive_ms", "keepalive_ms = 7200000, or 0 for never"),
     ("congestion", "congestion = \"cubic\" or \"reno\""),
+    ("ecn", "ecn = true"),
     ("keepalive_interval_ms", "keepalive_interval_ms = 75000"),
     ("keepalive_probes", "keepalive_probes = 9"),
     ("persist_interval_max_ms", "persist_interval_max_ms = 60000"),
@@ -521,6 +525,7 @@ impl Source<'_> {
             joins,
             patience: self.patience(raw)?,
             congestion,
+            ecn: raw.ecn.unwrap_or(true),
         })
     }
 
@@ -976,6 +981,7 @@ app = { kind = "proxy", backends = ["127.0.0.1:8080"] }
         assert!(web.checksum);
         assert_eq!(web.joins, Joins::AnyPort);
         assert_eq!(web.congestion, Algorithm::Cubic);
+        assert!(web.ecn);
         assert_eq!(web.patience, Patience::default());
         assert_eq!(
             web.app,
@@ -1012,6 +1018,7 @@ checksum = false
 joins = "service-ports"
 proxy_protocol = "v2"
 congestion = "reno"
+ecn = false
 keepalive_ms = 0
 keepalive_interval_ms = 1000
 keepalive_probes = 3
@@ -1049,6 +1056,7 @@ app = { kind = "echo" }
         assert_eq!(proxy.connect_timeout, Duration::from_millis(250));
         assert_eq!(config.services[0].joins, Joins::ServicePorts);
         assert_eq!(config.services[0].congestion, Algorithm::Reno);
+        assert!(!config.services[0].ecn);
         assert!(!config.services[0].checksum);
         assert_eq!(
             config.services[0].patience,

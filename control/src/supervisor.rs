@@ -252,6 +252,7 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
                 Joins::ServicePorts => JoinPolicy::ServicePorts,
             },
             congestion: service.congestion,
+            ecn: service.ecn,
             patience: service.patience,
         })
         .collect();

@@ -1,6 +1,8 @@
 //! Every counter of the datapath, once. Names follow the kernel's MIB where one exists; whatever
 //! shows a counter reads it here.
 
+use crate::tcp::ecn;
+
 macro_rules! counters {
     ($( $(#[doc = $doc:literal])* $field:ident => $name:literal ),+ $(,)?) => {
         /// Counters of one worker: plain integers, written by one thread.
@@ -16,6 +18,18 @@ macro_rules! counters {
             }
         }
     };
+}
+
+impl Metrics {
+    /// Counts the ECN codepoint of a segment that came (RFC 3168 §5).
+    pub(crate) fn count_codepoint(&mut self, traffic_class: u8) {
+        match traffic_class & ecn::MASK {
+            ecn::ECT_0 => self.in_ect0 += 1,
+            ecn::ECT_1 => self.in_ect1 += 1,
+            ecn::CE => self.in_ce += 1,
+            _ => {}
+        }
+    }
 }
 
 counters! {
@@ -41,6 +55,15 @@ counters! {
     replies_dropped => "RepliesDropped",
     /// A subflow's TIME-WAIT cut short because the table is full.
     time_wait_overflow => "TCPTimeWaitOverflow",
+
+    /// Segments from clients with the codepoints of RFC 3168 §5.
+    in_ect0 => "InECT0Pkts",
+    in_ect1 => "InECT1Pkts",
+    in_ce => "InCEPkts",
+    /// Subflows that agreed to ECN.
+    ecn_setup => "EcnSetup",
+    /// Windows that fell because the peer echoed a mark.
+    ecn_window_falls => "EcnWindowFalls",
 
     passive_opens => "PassiveOpens",
     connections_closed => "ConnectionsClosed",

@@ -286,6 +286,7 @@ mod tests {
             joins: JoinPolicy::AnyPort,
             patience: Patience::default(),
             congestion: Algorithm::default(),
+            ecn: true,
         };
         let config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
         let start = Instant::from_millis(1);

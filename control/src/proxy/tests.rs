@@ -45,6 +45,7 @@ impl Rig {
             checksum: true,
             joins: JoinPolicy::AnyPort,
             congestion: Algorithm::default(),
+            ecn: true,
             patience: Patience {
                 keepalive: None,
                 ..Patience::default()

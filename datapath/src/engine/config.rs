@@ -91,6 +91,8 @@ pub struct ServiceConfig {
     pub joins: JoinPolicy,
     pub patience: Patience,
     pub congestion: Algorithm,
+    /// Agree to explicit congestion notification where the client asks for it (RFC 3168).
+    pub ecn: bool,
 }
 
 /// How long a peer that does not answer is borne with.

@@ -10,6 +10,7 @@ use crate::mptcp::{Handshake, Mode, Subflow};
 use crate::port::IfaceId;
 use crate::seq::DataSeq;
 use crate::tcp::State;
+use crate::tcp::ecn::Ecn;
 use crate::tcp::receiver::Receiver;
 use crate::tcp::sender::Sender;
 use crate::tcp::timestamp::{TsClock, TsState};
@@ -271,6 +272,8 @@ impl Engine {
             owner: self.config.owner,
             owner_bits: self.config.owner_bits,
         };
+        let ecn = Ecn::new(segment.tcp.flags, service.ecn);
+        self.metrics.ecn_setup += u64::from(ecn.is_agreed());
         let window_max = self.config.buffers.receive_max_bytes;
         let rcv_wscale = window_shift(window_max);
         let window_scaling = theirs.window_scale.is_some();
@@ -295,6 +298,7 @@ impl Engine {
                 .timestamps
                 .map(|ts| TsState::new(clock, ts.tsval, now)),
             sack_permitted: theirs.sack_permitted,
+            ecn,
             snd_wscale: theirs.window_scale.unwrap_or(0).min(WINDOW_SHIFT_MAX),
             rcv_wscale: if window_scaling { rcv_wscale } else { 0 },
             window_scaling,

@@ -127,7 +127,10 @@ impl Engine {
         self.metrics.rx_frames += 1;
         self.metrics.rx_bytes += frame.len() as u64;
         match Segment::parse(frame) {
-            Ok(segment) => self.on_segment(now, iface, &segment),
+            Ok(segment) => {
+                self.metrics.count_codepoint(segment.traffic_class);
+                self.on_segment(now, iface, &segment);
+            }
             Err(error) => {
                 let counter = match error {
                     ParseError::Truncated => &mut self.metrics.drop_truncated,

@@ -289,6 +289,9 @@ impl Connection {
                 let outcome = subflow.tx.on_timers(now);
                 metrics.tcp_fast_recoveries += u64::from(outcome.loss_found);
                 metrics.tcp_loss_probes += u64::from(outcome.tail_probe);
+                if outcome.loss_found {
+                    subflow.ecn.on_window_fell();
+                }
             }
             if due(self.keepalive_at(index)) {
                 self.on_keepalive(index, now, metrics);
@@ -374,6 +377,7 @@ impl Connection {
         }
         metrics.tcp_timeouts += 1;
         subflow.tx.on_timeout(now);
+        subflow.ecn.on_window_fell();
         let backoff = subflow.tx.rtt.backoff();
         let others = self
             .subflows

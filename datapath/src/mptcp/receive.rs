@@ -63,6 +63,11 @@ impl Connection {
         subflow.link = segment.link.reversed();
         subflow.last_received_at = now;
         subflow.keepalive_probes = 0;
+        if !segment.payload.is_empty() {
+            subflow
+                .ecn
+                .on_text(segment.tcp.flags, segment.traffic_class);
+        }
         // RFC 7323 §4.3, and only now: a TSval that a forged segment brought, whose acknowledgment
         // is for nothing that was sent, would make PAWS reject all that follow (RFC 5961 §5).
         if let (Some(ts), Some(option)) = (&mut subflow.ts, segment.tcp.options.timestamps)
@@ -164,6 +169,7 @@ impl Connection {
         } else if subflow.may_answer_invalid(now) {
             // A retransmitted SYN gets the same SYN/ACK again: same key, same nonce.
             subflow.syn_ack_due = true;
+            subflow.ecn.on_repeated_syn(header.flags);
             subflow.iface = iface;
             subflow.link = segment.link.reversed();
         } else {
@@ -316,6 +322,14 @@ impl Connection {
         metrics.tcp_loss_undo += u64::from(outcome.undone);
         metrics.tcp_loss_probe_recovery += u64::from(outcome.probe_repaired);
         metrics.tcp_dsack_rx += u64::from(outcome.dsack);
+        // What comes late tells of an earlier window.
+        let echo = subflow.ecn.is_echo(header.flags)
+            && header.ack == subflow.tx.snd_una
+            && subflow.tx.on_congestion_echo(now);
+        metrics.ecn_window_falls += u64::from(echo);
+        if echo || outcome.loss_found || outcome.probe_repaired {
+            subflow.ecn.on_window_fell();
+        }
         subflow.tx.update_window(header.seq, header.ack, window);
         let held = subflow.tx.snd_wnd == 0;
         if held {

@@ -4,6 +4,7 @@ use crate::buffer::ByteRing;
 use crate::port::IfaceId;
 use crate::seq::{DataSeq, TcpSeq};
 use crate::tcp::State;
+use crate::tcp::ecn::Ecn;
 use crate::tcp::receiver::Receiver;
 use crate::tcp::sender::Sender;
 use crate::tcp::timestamp::TsState;
@@ -96,6 +97,7 @@ pub struct Subflow {
     /// Both sides sent the option in their SYN (RFC 7323 §3.2).
     pub ts: Option<TsState>,
     pub sack_permitted: bool,
+    pub ecn: Ecn,
     /// Peer's shift, and ours; both 0 unless both sides sent the option (RFC 7323 §2.2).
     pub snd_wscale: u8,
     pub rcv_wscale: u8,
@@ -273,6 +275,7 @@ impl Subflow {
         frame: &mut [u8],
         seq: TcpSeq,
         flags: TcpFlags,
+        traffic_class: u8,
         window: u16,
         options: TcpOptions,
         len: usize,
@@ -289,7 +292,8 @@ impl Subflow {
             options,
         };
         let (local, remote) = (self.local.ip(), self.remote.ip());
-        frame::emit(frame, &self.link, local, remote, 0, &header, len, sum)
+        let link = &self.link;
+        frame::emit(frame, link, local, remote, traffic_class, &header, len, sum)
     }
 
     /// The earliest of this subflow's timers.

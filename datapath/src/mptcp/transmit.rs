@@ -344,8 +344,9 @@ impl Connection {
             self.rcv.on_advertised(window);
         }
         let subflow = &self.subflows[index];
-        let flags = TcpFlags::SYN | TcpFlags::ACK;
-        subflow.emit(frame, subflow.tx.iss, flags, window as u16, options, 0, 0)
+        let flags = TcpFlags::SYN | TcpFlags::ACK | subflow.ecn.syn_ack_flags();
+        let window = window as u16;
+        subflow.emit(frame, subflow.tx.iss, flags, 0, window, options, 0, 0)
     }
 
     /// The last segment of a subflow.
@@ -369,7 +370,7 @@ impl Connection {
         metrics.mp_rst_tx += u64::from(reset.reason.is_some());
         metrics.mp_fail_tx += u64::from(reset.fail_dsn.is_some());
         let flags = TcpFlags::RST | TcpFlags::ACK;
-        let written = subflow.emit(frame, subflow.tx.snd_nxt, flags, 0, options, 0, 0);
+        let written = subflow.emit(frame, subflow.tx.snd_nxt, flags, 0, 0, options, 0, 0);
         if self.end.is_none() {
             self.reinject_flight(index, metrics);
         }
@@ -490,6 +491,9 @@ impl Connection {
         self.rcv.on_advertised(window_bytes);
         let subflow = &mut self.subflows[index];
         subflow.rx.on_ack_sent(window_bytes);
-        subflow.emit(frame, seq, flags, window, options, len, sum)
+        let new_text = len > 0 && seq == subflow.tx.snd_nxt;
+        let (ecn_flags, codepoint) = subflow.ecn.mark(new_text);
+        let flags = flags | ecn_flags;
+        subflow.emit(frame, seq, flags, codepoint, window, options, len, sum)
     }
 }

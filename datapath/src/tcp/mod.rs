@@ -3,6 +3,7 @@
 //! opaque marks on what was sent.
 
 pub mod congestion;
+pub mod ecn;
 pub mod receiver;
 pub mod rtt;
 pub mod sender;

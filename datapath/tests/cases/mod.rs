@@ -1,4 +1,5 @@
 mod close;
+mod ecn;
 mod fallback;
 mod hostile;
 mod join;

@@ -43,6 +43,7 @@ impl Script {
             checksum: false,
             joins: JoinPolicy::AnyPort,
             congestion: Algorithm::default(),
+            ecn: true,
             patience,
         };
         let config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);

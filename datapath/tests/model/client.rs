@@ -3,6 +3,7 @@
 //! Offsets in a stream count from its first octet; the data sequence number of octet `n` is
 //! IDSN + 1 + n, because MP_CAPABLE takes the first number (RFC 8684 §3.1).
 
+pub mod ecn;
 mod receive;
 mod transmit;
 pub mod watch;
@@ -36,6 +37,8 @@ pub struct ClientConfig {
     pub eight_octets: bool,
     pub timestamps: bool,
     pub sack: bool,
+    /// Asks for ECN.
+    pub ecn: bool,
     pub window_scale: Option<u8>,
     pub mss: u16,
     pub receive_buffer_bytes: usize,
@@ -79,6 +82,7 @@ impl ClientConfig {
             eight_octets: true,
             timestamps: true,
             sack: true,
+            ecn: false,
             window_scale: Some(7),
             mss: 1460,
             receive_buffer_bytes: 256 * 1024,

@@ -1,7 +1,7 @@
 //! The network between client and engine: paths with delay, jitter, rate, queue, loss one by one and
 //! in bursts, duplication, reordering, corruption, and cuts in one direction or both.
 
-use super::Rng;
+use super::{Rng, ones_complement};
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::time::{Duration, Instant};
 use std::cmp::Reverse;
@@ -29,6 +29,8 @@ pub struct Path {
     pub burst_frames: u32,
     /// So many frames arrive with an octet changed that a checksum covers.
     pub corrupt_permille: u32,
+    /// So many frames with ECT arrive with CE (RFC 3168 §5).
+    pub mark_permille: u32,
     pub cut: bool,
     /// Nothing arrives at this side.
     pub cut_towards: Option<Side>,
@@ -48,6 +50,7 @@ impl Default for Path {
             burst_permille: 0,
             burst_frames: 0,
             corrupt_permille: 0,
+            mark_permille: 0,
             cut: false,
             cut_towards: None,
         }
@@ -109,6 +112,8 @@ pub struct Net {
     flights: BinaryHeap<Reverse<Flight>>,
     rng: Rng,
     sent: u64,
+    /// Frames that arrive with CE.
+    pub marked: u64,
     /// Octets that arrived, per path: at the client, at the server.
     pub arrived_bytes: Vec<[u64; 2]>,
     /// For each entry the next frame to that side on that path is lost.
@@ -130,6 +135,7 @@ impl Net {
             flights: BinaryHeap::new(),
             rng: Rng(seed),
             sent: 0,
+            marked: 0,
             lose_next: Vec::new(),
             lose_nth: None,
             record: None,
@@ -184,6 +190,9 @@ impl Net {
         }
         if path.slot > Duration::ZERO {
             at = Instant(at.0.next_multiple_of(path.slot.as_nanos() as u64));
+        }
+        if path.mark_permille > 0 && self.rng.permille(path.mark_permille) {
+            self.marked += u64::from(mark(&mut frame));
         }
         let mut fate = Fate::Arrives;
         if self.rng.permille(path.duplicate_permille) {
@@ -254,6 +263,24 @@ impl Net {
 }
 
 const ETHERNET_LEN: usize = 14;
+
+/// Sets CE if the packet is ECT.
+fn mark(frame: &mut [u8]) -> bool {
+    let packet = &mut frame[ETHERNET_LEN..];
+    // Of IPv6 the traffic class lies across two octets.
+    let (at, shift) = if packet[0] >> 4 == 6 { (1, 4) } else { (1, 0) };
+    if packet[at] >> shift & 3 == 0 {
+        return false;
+    }
+    packet[at] |= 3 << shift;
+    if shift == 0 {
+        let header = usize::from(packet[0] & 15) * 4;
+        packet[10..12].fill(0);
+        let sum = !ones_complement(&packet[..header]);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
+    true
+}
 
 /// Changes one bit, or one octet at will. Both always change a ones' complement sum (RFC 1071), so
 /// no luck is needed for a checksum to find them.

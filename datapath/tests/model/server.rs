@@ -28,6 +28,7 @@ impl Server {
             checksum: config.checksum,
             joins: JoinPolicy::AnyPort,
             congestion: config.congestion,
+            ecn: config.ecn,
             patience: config.patience,
         };
         let interfaces = paths.map(|_| InterfaceConfig { mtu: MTU }).collect();

@@ -61,6 +61,8 @@ pub struct SimConfig {
     pub checksum: bool,
     /// Of the server.
     pub congestion: Algorithm,
+    /// The server agrees to ECN where it is asked to.
+    pub ecn: bool,
     /// The most that the server's buffers become, and what they begin with where that is less.
     pub receive_buffer_bytes: usize,
     pub send_buffer_bytes: usize,
@@ -86,6 +88,7 @@ impl SimConfig {
             app,
             checksum: false,
             congestion: Algorithm::default(),
+            ecn: true,
             receive_buffer_bytes: 256 * 1024,
             send_buffer_bytes: 512 * 1024,
             receive_initial_bytes: usize::MAX,

@@ -2,6 +2,7 @@
 //! initial one, so the SYN is 0 and the first octet of data 1.
 
 use super::client::AckPolicy;
+use super::client::ecn::Ecn;
 use super::client::watch::Repair;
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::time::{Duration, Instant};
@@ -141,6 +142,7 @@ pub struct Subflow {
     pub our_scale: u8,
     pub timestamps: bool,
     pub sack: bool,
+    pub ecn: Ecn,
     pub ts_recent: u32,
     pub sent: VecDeque<Sent>,
     pub tries: u32,
@@ -219,6 +221,7 @@ impl Subflow {
             our_scale: 0,
             timestamps: false,
             sack: false,
+            ecn: Ecn::default(),
             ts_recent: 0,
             sent: [syn].into(),
             tries: 0,

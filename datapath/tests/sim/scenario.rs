@@ -18,7 +18,7 @@ const SEGMENTS_MAX: usize = 2000;
 
 /// Draws of a seed, laid over each other. Each layer has a stream of its own: what is added in a new
 /// one leaves to every seed what it drew before.
-pub const LAYERS: u64 = 3;
+pub const LAYERS: u64 = 4;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -117,6 +117,9 @@ impl Scenario {
         }
         if layers > 2 {
             Draw::new(seed, 2).memory(&mut scenario);
+        }
+        if layers > 3 {
+            Draw::new(seed, 3).marks(&mut scenario);
         }
         scenario
     }
@@ -447,6 +450,19 @@ impl Draw {
         }
         if self.one_in(2) {
             sim.send_initial_bytes = 1 + self.magnitude(sim.send_buffer_bytes);
+        }
+    }
+
+    /// Queues that mark.
+    fn marks(&mut self, scenario: &mut Scenario) {
+        scenario.sim.ecn = !self.one_in(8);
+        for plan in &mut scenario.clients {
+            plan.config.ecn = self.one_in(2);
+        }
+        for (_, _, path) in &mut scenario.weather {
+            if self.one_in(3) {
+                path.mark_permille = self.magnitude(500) as u32;
+            }
         }
     }
 

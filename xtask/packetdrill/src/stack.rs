@@ -86,6 +86,7 @@ impl Stack {
             checksum: false,
             joins: JoinPolicy::AnyPort,
             congestion: self.congestion,
+            ecn: true,
             patience: Patience {
                 keepalive: None,
                 ..Patience::default()

@@ -97,7 +97,7 @@ pub struct Sender<M> {
     retransmit_now: bool,
     recovery: Option<Recovery>,
     episode: Option<Episode>,
-    /// The window fell for a congestion mark and does not fall again before this is acknowledged.
+    /// The window fell for a congestion mark, and the peer hears of it in what is sent from here on.
     marked_until: Option<TcpSeq>,
     /// The most that was in flight in the present round, which ends there.
     pipe_max: usize,
@@ -289,7 +289,9 @@ impl<M: Copy> Sender<M> {
         };
         if outcome.advanced > 0 {
             self.on_advance();
-            if !matches!(self.recovery, Some(Recovery::Fast(_))) && self.was_limited() {
+            // RFC 3168 §6.1.2: no growth for an echo.
+            let repairs = matches!(self.recovery, Some(Recovery::Fast(_)));
+            if !repairs && !self.fell_for_mark() && self.was_limited() {
                 self.cc.on_ack(&Ack {
                     now,
                     acked_bytes: delivered_bytes,
@@ -455,7 +457,15 @@ impl<M: Copy> Sender<M> {
         let flight_size = self.snd_nxt.distance(self.snd_una);
         self.cc.on_congestion(now, flight_size);
         self.marked_until = Some(self.snd_nxt);
+        // A loss before that may turn out to be none; this fall stands.
+        self.episode = None;
         true
+    }
+
+    /// Within the window that fell for a mark.
+    fn fell_for_mark(&self) -> bool {
+        self.marked_until
+            .is_some_and(|end| self.snd_una.before(end))
     }
 
     /// The path takes `mss` octets per segment now, of which `text_max` are text. What is longer and
@@ -523,17 +533,12 @@ impl<M: Copy> Sender<M> {
     }
 
     fn on_advance(&mut self) {
-        if self
-            .marked_until
-            .is_some_and(|end| self.snd_una.at_or_after(end))
-        {
-            self.marked_until = None;
-        }
         match self.recovery {
             Some(Recovery::Fast(recover) | Recovery::Timeout(recover))
                 if self.snd_una.at_or_after(recover) =>
             {
                 self.end_recovery();
+                self.marked_until = Some(recover);
             }
             // RFC 6582 §3.2 step 5: without SACK a partial ACK names the next hole.
             Some(Recovery::Fast(_)) if !self.sack => {
@@ -541,6 +546,10 @@ impl<M: Copy> Sender<M> {
                 self.retransmit_now = true;
             }
             _ => {}
+        }
+        // RFC 3168 §6.1.3: echoes go on until the peer has what bears our CWR.
+        if self.marked_until.is_some_and(|end| self.snd_una.after(end)) {
+            self.marked_until = None;
         }
         if let Some(Episode {
             until: Some(until), ..
@@ -576,13 +585,17 @@ impl<M: Copy> Sender<M> {
         let found = self.board.lost_segments > lost_before && self.recovery.is_none();
         if found {
             self.recovery = Some(Recovery::Fast(self.snd_nxt));
-            if self.marked_until.is_none() {
+            // RFC 3168 §6.1.2: marks and losses of one window count once, and a fall for a mark is
+            // not taken back.
+            if self.fell_for_mark() {
+                self.episode = None;
+            } else {
                 self.cc.on_congestion(now, flight_size);
+                self.begin_episode();
             }
             self.prr = Some(Prr::new(flight_size, self.cc.cwnd(), self.in_flight()));
             self.retransmit_now = true;
             self.tail_probe.cancel();
-            self.begin_episode();
         }
         found
     }

@@ -391,25 +391,66 @@ fn a_probe_shows_what_else_of_the_tail_is_lost() {
     assert_eq!(tx.board.lost_segments, 2);
 }
 
-// RFC 3168 §6.1.2: not more than once per window of data.
+// RFC 3168 §6.1.2: once per window. The segment after it says that the window fell, and an echo counts
+// again once that is acknowledged.
 #[test]
-fn congestion_marks_count_once_per_window() {
+fn an_echo_counts_once_per_window_and_again_beyond_it() {
+    let now = Instant::from_millis(RTT_MS);
     let mut tx = sender(true, 10);
-    assert!(tx.on_congestion_echo(Instant::ZERO));
-    assert_eq!(tx.cc.cwnd(), 5 * MSS);
-    ack(&mut tx, 9, &[]);
-    assert!(!tx.on_congestion_echo(Instant::ZERO));
-    ack(&mut tx, 10, &[]);
-    tx.on_sent(Instant::from_millis(11), MSS, false, ());
-    assert!(tx.on_congestion_echo(Instant::ZERO));
+    ack(&mut tx, 1, &[]);
+    assert!(tx.on_congestion_echo(now));
+    let cwnd = tx.cc.cwnd();
+    assert_eq!(cwnd, 9 * MSS / 2);
+    tx.on_sent(now, MSS, false, ());
+    for n in 2..=10 {
+        ack(&mut tx, n, &[]);
+        assert!(!tx.on_congestion_echo(now), "{n} acknowledged");
+    }
+    assert_eq!(tx.cc.cwnd(), cwnd, "neither fallen nor grown");
+    ack(&mut tx, 11, &[]);
+    tx.on_sent(now, MSS, false, ());
+    assert!(tx.on_congestion_echo(now));
+}
+
+// RFC 3168 §6.1.2: a mark and a loss of one window count once, in either order.
+#[test]
+fn a_loss_in_a_window_that_fell_for_a_mark_costs_nothing_more_and_one_beyond_it_does() {
+    let now = Instant::from_millis(RTT_MS);
+    for (acked, falls) in [(9, false), (10, true)] {
+        let mut tx = sender(true, 10);
+        assert!(tx.on_congestion_echo(now));
+        for _ in 0..5 {
+            tx.on_sent(now, MSS, false, ());
+        }
+        ack(&mut tx, acked, &[]);
+        let ssthresh = tx.cc.ssthresh();
+        assert!(ack(&mut tx, acked, &[(acked + 1, acked + 4)]).loss_found);
+        assert_eq!(tx.cc.ssthresh() < ssthresh, falls, "{acked} acknowledged");
+        resend(&mut tx, RTT_MS);
+        for n in [acked, 15] {
+            ack(&mut tx, n, &[]);
+            assert!(!tx.on_congestion_echo(now), "{n} acknowledged");
+        }
+        tx.on_sent(now, MSS, false, ());
+        ack(&mut tx, 16, &[]);
+        assert!(tx.on_congestion_echo(now));
+    }
 }
 
 #[test]
-fn a_loss_in_a_window_that_fell_for_a_mark_costs_nothing_more() {
-    let mut tx = sender(true, 10);
-    tx.on_congestion_echo(Instant::ZERO);
-    assert!(ack(&mut tx, 0, &[(1, 4)]).loss_found);
-    assert_eq!(tx.cc.ssthresh(), 5 * MSS);
+fn a_fall_for_a_mark_is_not_taken_back_with_a_loss_that_was_none() {
+    // What was sent again turns out to have arrived twice (RFC 2883): in `marked` the window had
+    // fallen for a mark before, and no further for the loss.
+    for marked in [false, true] {
+        let mut tx = sender(true, 10);
+        if marked {
+            tx.on_congestion_echo(Instant::ZERO);
+        }
+        assert!(ack(&mut tx, 0, &[(1, 4)]).loss_found);
+        assert_eq!(resend(&mut tx, RTT_MS), [0]);
+        let undone = ack_at(&mut tx, 2 * RTT_MS, 10, &[(0, 1)]).undone;
+        assert_eq!((undone, tx.cc.cwnd() >= 10 * MSS), (!marked, !marked));
+    }
 }
 
 // RFC 1191 §6.4: what the path does not take is cut, and costs no window.

@@ -34,7 +34,7 @@ impl Client {
         } else if s.state == State::SynSent {
             self.on_syn_ack(i, header);
         } else {
-            self.on_segment(now, i, header, segment.payload);
+            self.on_segment(now, i, segment);
         }
     }
 
@@ -54,7 +54,9 @@ impl Client {
             "an answer to our SYN acknowledges {:?}",
             header.ack
         );
-        assert_eq!(header.flags, TcpFlags::SYN | TcpFlags::ACK);
+        s.ecn.on_syn_ack(self.config.ecn, header.flags);
+        let flags = header.flags.0 & !TcpFlags::ECE.0;
+        assert_eq!(TcpFlags(flags), TcpFlags::SYN | TcpFlags::ACK);
         s.irs = header.seq.0;
         (s.rcv_nxt, s.snd_una) = (1, 1);
         s.sent.clear();
@@ -138,7 +140,8 @@ impl Client {
         self.mode = if fallback { Mode::Tcp } else { Mode::Multipath };
     }
 
-    fn on_segment(&mut self, now: Instant, i: usize, header: &TcpHeader, payload: &[u8]) {
+    fn on_segment(&mut self, now: Instant, i: usize, segment: &Segment<'_>) {
+        let (header, payload) = (&segment.tcp, segment.payload);
         let s = &mut self.subflows[i];
         let options = &header.options;
         let at = s.theirs(header.seq.0);
@@ -204,6 +207,7 @@ impl Client {
             payload.is_empty() && !fin && options.mptcp.dss.is_none_or(|d| d.mapping.is_none());
         let window = u64::from(header.window) << s.peer_scale;
         let ack = unwrap(s.iss, s.snd_una, header.ack.0);
+        s.ecn.on_segment(segment, ack, s.snd_nxt);
         let progress = s.on_ack(now, header, pure);
         // RFC 5681 §4.2: out of order, or where something is missing, it is acknowledged at once.
         if !payload.is_empty() || fin || at < s.rcv_nxt {

@@ -310,7 +310,11 @@ impl Client {
         let s = &self.subflows[i];
         if sent.syn {
             let options = self.syn_options(now, i);
-            return self.emit(i, TcpFlags::SYN, 0, options, &[]);
+            let mut flags = TcpFlags::SYN;
+            if self.config.ecn {
+                flags = flags | TcpFlags::ECE | TcpFlags::CWR;
+            }
+            return self.emit(i, flags, 0, options, &[]);
         }
         let mut options = self.options(now, i);
         if self.mode == Mode::Multipath && !sent.payload.is_empty() {
@@ -448,7 +452,7 @@ impl Client {
             urgent: 0,
             options: TcpOptions::default(),
         };
-        build(&link(s.iface), s.local, s.remote, &tcp, &[])
+        build(&link(s.iface), s.local, s.remote, 0, &tcp, &[])
     }
 
     fn emit(
@@ -484,17 +488,18 @@ impl Client {
             }
             self.our_edge = self.our_edge.max(edge);
         }
+        let (ecn, codepoint) = s.ecn.mark(at, payload.len());
         let tcp = TcpHeader {
             src_port: s.local.port(),
             dst_port: s.remote.port(),
             seq: TcpSeq(s.iss.wrapping_add(at as u32)),
             ack: TcpSeq(ack),
-            flags,
+            flags: flags | ecn,
             window: if syn { unscaled } else { window },
             urgent: 0,
             options,
         };
-        build(&link(s.iface), s.local, s.remote, &tcp, payload)
+        build(&link(s.iface), s.local, s.remote, codepoint, &tcp, payload)
     }
 }
 
@@ -503,6 +508,7 @@ fn build(
     link: &Link,
     from: SocketAddr,
     to: SocketAddr,
+    traffic_class: u8,
     tcp: &TcpHeader,
     payload: &[u8],
 ) -> Vec<u8> {
@@ -515,7 +521,7 @@ fn build(
         link,
         from.ip(),
         to.ip(),
-        0,
+        traffic_class,
         tcp,
         payload.len(),
         sum,
