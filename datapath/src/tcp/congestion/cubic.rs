@@ -108,6 +108,16 @@ impl Window {
         }
     }
 
+    fn scale(&mut self, factor: f64) {
+        self.cwnd = (self.cwnd * factor).max(1.0);
+        self.ssthresh = (self.ssthresh * factor).max(2.0);
+        self.w_max *= factor;
+        self.cwnd_prior *= factor;
+        if factor < 1.0 {
+            self.epoch = None;
+        }
+    }
+
     // §4.6, §4.7.
     fn fall(&mut self, flight: f64) {
         self.w_max = if self.cwnd < self.w_max {
@@ -201,7 +211,15 @@ impl CongestionControl for Cubic {
         self.window.epoch = None;
     }
 
+    // As many segments as before, but RFC 4821 §4: never more octets.
     fn set_mss(&mut self, mss: usize) {
+        let factor = (self.mss as f64 / mss as f64).min(1.0);
+        for window in [Some(&mut self.window), self.before.as_mut()]
+            .into_iter()
+            .flatten()
+        {
+            window.scale(factor);
+        }
         self.mss = mss;
     }
 }
@@ -391,10 +409,18 @@ mod tests {
     }
 
     #[test]
-    fn a_new_mss_keeps_the_number_of_segments() {
+    fn a_new_mss_keeps_the_number_of_segments_unless_that_is_more_octets() {
         let mut cc = after_loss_at(100);
         cc.set_mss(500);
         assert_eq!((cc.cwnd(), cc.ssthresh()), (70 * 500, 70 * 500));
+        cc.set_mss(1000);
+        assert_eq!((cc.cwnd(), cc.ssthresh()), (70 * 500, 70 * 500));
+        cc.set_mss(500);
+        cc.set_mss(250);
+        cc.set_mss(500);
+        assert_eq!((cc.cwnd(), cc.ssthresh()), (35 * 250, 35 * 250));
+        let mut cc = after_loss_at(100);
+        cc.set_mss(500);
         cc.on_idle();
         assert_eq!((cc.cwnd(), cc.ssthresh()), (10 * 500, 70 * 500));
     }

@@ -87,8 +87,9 @@ impl CongestionControl for NewReno {
     }
 
     fn set_mss(&mut self, mss: usize) {
-        // As many segments as before.
-        self.cwnd = (self.cwnd / self.mss * mss).max(mss);
+        // As many segments as before, but RFC 4821 §4: never more octets.
+        let segments = self.cwnd / self.mss;
+        self.cwnd = self.cwnd.min(segments * mss).max(mss);
         self.mss = mss;
     }
 }
