@@ -1,4 +1,5 @@
-//! The way from the Ethernet header to the TCP ports, the same code on the host and in BPF.
+//! The way from the Ethernet header to the TCP ports, or to those that an ICMP error quotes: the same
+//! code on the host and in BPF.
 //!
 //! It is written for the verifier: every loop has a constant bound, every read names its offset and
 //! length, and no offset exceeds [`OFFSET_MAX`].
@@ -36,6 +37,8 @@ pub enum Walk {
     },
     /// Any other fragment of a TCP segment.
     LaterFragment { destination: [u8; 16] },
+    /// An ICMP error that says that a TCP segment was too big for a link, and where that came from.
+    PacketTooBig { source: [u8; 16], source_port: u16 },
     /// More extension headers, or longer ones, than are followed.
     TooDeep { destination: [u8; 16] },
     /// Neither IPv4 nor IPv6.
@@ -88,7 +91,17 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88a8;
 
+const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_TCP: u8 = 6;
+const PROTOCOL_ICMPV6: u8 = 58;
+
+/// RFC 792: destination unreachable, and its code "fragmentation needed and DF set".
+pub const ICMP_UNREACHABLE: u8 = 3;
+pub const ICMP_FRAGMENTATION_NEEDED: u8 = 4;
+/// RFC 4443 §3.2; its code is not looked at.
+pub const ICMPV6_PACKET_TOO_BIG: u8 = 2;
+/// What precedes the quoted packet.
+const ICMP_HEADER_LEN: usize = 8;
 
 #[inline(always)]
 fn walk_ipv4<B: Bytes + ?Sized>(frame: &B, at: usize) -> Walk {
@@ -99,13 +112,16 @@ fn walk_ipv4<B: Bytes + ?Sized>(frame: &B, at: usize) -> Walk {
     if header[0] >> 4 != 4 || header_len < 20 {
         return Walk::Truncated;
     }
+    // RFC 791 §3.1: three flags, the last of them "more fragments", then the offset in 8 octets.
+    let fragment = u16::from_be_bytes([header[6], header[7]]);
+    if header[9] == PROTOCOL_ICMP && fragment & 0x3fff == 0 {
+        return quoted_ipv4(frame, at + header_len).unwrap_or(Walk::NotTcp);
+    }
     if header[9] != PROTOCOL_TCP {
         return Walk::NotTcp;
     }
     let destination = mapped([header[16], header[17], header[18], header[19]]);
     let tcp_offset = at + header_len;
-    // RFC 791 §3.1: three flags, the last of them "more fragments", then the offset in 8 octets.
-    let fragment = u16::from_be_bytes([header[6], header[7]]);
     if fragment & 0x1fff != 0 {
         return Walk::LaterFragment { destination };
     }
@@ -171,8 +187,42 @@ fn walk_ipv6<B: Bytes + ?Sized>(frame: &B, ip_at: usize) -> Walk {
     match (protocol, fragment) {
         (PROTOCOL_TCP, false) => segment(frame, at, source, destination),
         (PROTOCOL_TCP, true) => first_fragment(frame, at, destination),
+        (PROTOCOL_ICMPV6, false) => quoted_ipv6(frame, at).unwrap_or(Walk::NotTcp),
         _ => Walk::NotTcp,
     }
+}
+
+/// Who sent what is quoted by the ICMP message at `at`, if that says that a TCP segment was too big.
+// One read each, at one offset: the verifier loses sight of offsets that are added up. What we send
+// has no IP options and no extension headers, so what is quoted with any is none of ours.
+#[inline(always)]
+fn quoted_ipv4<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Walk> {
+    let octets = frame.read::<{ ICMP_HEADER_LEN + 20 + 2 }>(at)?;
+    let [kind, code, _, _, _, _, _, _, ip @ ..] = &octets;
+    let fragment_offset = u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff;
+    let quotes_tcp = ip[0] == 0x45 && ip[9] == PROTOCOL_TCP && fragment_offset == 0;
+    if [*kind, *code] != [ICMP_UNREACHABLE, ICMP_FRAGMENTATION_NEEDED] || !quotes_tcp {
+        return None;
+    }
+    Some(Walk::PacketTooBig {
+        source: mapped([ip[12], ip[13], ip[14], ip[15]]),
+        source_port: u16::from_be_bytes([ip[20], ip[21]]),
+    })
+}
+
+#[inline(always)]
+fn quoted_ipv6<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Walk> {
+    let octets = frame.read::<{ ICMP_HEADER_LEN + 40 + 2 }>(at)?;
+    let [kind, _, _, _, _, _, _, _, ip @ ..] = &octets;
+    let source = *ip[8..].first_chunk()?;
+    let quotes_tcp = ip[0] >> 4 == 6 && ip[6] == PROTOCOL_TCP;
+    if *kind != ICMPV6_PACKET_TOO_BIG || !quotes_tcp || is_mapped(&source) {
+        return None;
+    }
+    Some(Walk::PacketTooBig {
+        source,
+        source_port: u16::from_be_bytes([ip[40], ip[41]]),
+    })
 }
 
 const EXTENSION_HOP_BY_HOP: u8 = 0;

@@ -153,9 +153,11 @@ macro_rules! verdicts {
 verdicts! {
     /// To the socket of the owner.
     Redirect,
+    /// To the socket of the owner: an ICMP error that says that a segment of a service was too big.
+    RedirectTooBig,
     /// To the kernel: neither IPv4 nor IPv6, or under more VLAN tags than the walk follows.
     PassNotIp,
-    /// To the kernel: IP, but no TCP.
+    /// To the kernel: IP, but no TCP and no ICMP error about a segment of a service.
     PassNotTcp,
     /// To the kernel: TCP, but no service of ours.
     PassNotOurs,

@@ -42,7 +42,7 @@ fn mpx_xdp(ctx: XdpContext) -> u32 {
     let verdict = judge(&ctx);
     count(verdict);
     match verdict {
-        Verdict::Redirect => xdp_action::XDP_REDIRECT,
+        Verdict::Redirect | Verdict::RedirectTooBig => xdp_action::XDP_REDIRECT,
         Verdict::DropFragment
         | Verdict::DropTooDeep
         | Verdict::DropNoSocket
@@ -87,6 +87,19 @@ fn judge(ctx: &XdpContext) -> Verdict {
                 Verdict::PassFragment
             } else {
                 Verdict::PassNotOurs
+            }
+        }
+        Walk::PacketTooBig {
+            source,
+            source_port,
+        } => {
+            if !is_service(source, source_port) {
+                return Verdict::PassNotTcp;
+            }
+            // What is quoted of TCP names no owner, but one worker owns every connection.
+            match redirect(ctx) {
+                Verdict::Redirect => Verdict::RedirectTooBig,
+                refused => refused,
             }
         }
         Walk::TooDeep { destination } => {

@@ -76,15 +76,16 @@ const fn dss_sum(dsn: u64, subflow_seq: u32, len: u16, payload_sum: u16) -> u16 
     fold(dsn + subflow_seq as u64 + len as u64 + payload_sum as u64)
 }
 
-/// The sum of the TCP pseudo-header: addresses, protocol 6, length of header and payload in
+/// The sum of a pseudo-header: addresses, protocol, length of the protocol's header and payload in
 /// octets (RFC 9293 §3.1, RFC 8200 §8.1; both forms sum alike).
 #[inline]
-pub(crate) fn tcp_pseudo_header<const N: usize>(
+pub(crate) fn pseudo_header<const N: usize>(
     src: &[u8; N],
     dst: &[u8; N],
-    tcp_len: usize,
+    protocol: u8,
+    len: usize,
 ) -> u16 {
-    let mut total = 6 + tcp_len as u64;
+    let mut total = u64::from(protocol) + len as u64;
     for address in [src, dst] {
         for word in address.as_chunks::<4>().0 {
             total += u64::from(u32::from_be_bytes(*word));

@@ -1,7 +1,7 @@
 //! One TCP segment in one frame: the way in and the way out of the stack.
 
 use super::tcp::{TcpFlags, TcpHeader, TcpOptions};
-use super::{ParseError, checksum, ethernet, ipv4, ipv6};
+use super::{PROTOCOL_TCP, ParseError, checksum, ethernet, ipv4, ipv6};
 use std::net::IpAddr;
 
 /// Link-layer addressing of a frame. For an answer, [`Link::reversed`].
@@ -36,8 +36,8 @@ impl<'a> Segment<'a> {
     pub fn parse(frame: &'a [u8]) -> Result<Segment<'a>, ParseError> {
         let (link, ethertype, packet) = ethernet::parse(frame)?;
         let ip = match ethertype {
-            ethernet::ETHERTYPE_IPV4 => ipv4::parse(packet)?,
-            ethernet::ETHERTYPE_IPV6 => ipv6::parse(packet)?,
+            ethernet::ETHERTYPE_IPV4 => ipv4::parse(packet, PROTOCOL_TCP)?,
+            ethernet::ETHERTYPE_IPV6 => ipv6::parse(packet, PROTOCOL_TCP)?,
             _ => return Err(ParseError::NotTcp),
         };
         let (fixed, options, payload) = TcpHeader::split(ip.payload)?;
@@ -109,11 +109,11 @@ pub fn emit(
     let pseudo_header_sum = match (src, dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             ipv4::emit(ip, src, dst, traffic_class, tcp_len);
-            checksum::tcp_pseudo_header(&src.octets(), &dst.octets(), tcp_len)
+            checksum::pseudo_header(&src.octets(), &dst.octets(), PROTOCOL_TCP, tcp_len)
         }
         (IpAddr::V6(src), IpAddr::V6(dst)) => {
             ipv6::emit(ip, src, dst, traffic_class, tcp_len);
-            checksum::tcp_pseudo_header(&src.octets(), &dst.octets(), tcp_len)
+            checksum::pseudo_header(&src.octets(), &dst.octets(), PROTOCOL_TCP, tcp_len)
         }
         _ => {
             debug_assert!(false, "no segment goes from {src} to {dst}");

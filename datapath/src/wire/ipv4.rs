@@ -6,9 +6,10 @@ use std::net::Ipv4Addr;
 /// Octets of the header that this stack sends: no options.
 pub const HEADER_LEN: usize = 20;
 
-/// Options are skipped; octets after the total length (Ethernet padding) are cut off.
+/// A packet of `protocol`; any other one is [`ParseError::NotTcp`]. Options are skipped; octets after
+/// the total length (Ethernet padding) are cut off.
 #[inline]
-pub(crate) fn parse(packet: &[u8]) -> Result<IpPacket<'_>, ParseError> {
+pub(crate) fn parse(packet: &[u8], protocol: u8) -> Result<IpPacket<'_>, ParseError> {
     let fixed = packet
         .first_chunk::<HEADER_LEN>()
         .ok_or(ParseError::Truncated)?;
@@ -29,7 +30,7 @@ pub(crate) fn parse(packet: &[u8]) -> Result<IpPacket<'_>, ParseError> {
     if fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0 {
         return Err(ParseError::Fragment);
     }
-    if fixed[9] != super::PROTOCOL_TCP {
+    if fixed[9] != protocol {
         return Err(ParseError::NotTcp);
     }
     let [.., s0, s1, s2, s3, d0, d1, d2, d3] = *fixed;
@@ -37,9 +38,10 @@ pub(crate) fn parse(packet: &[u8]) -> Result<IpPacket<'_>, ParseError> {
         src: Ipv4Addr::new(s0, s1, s2, s3).into(),
         dst: Ipv4Addr::new(d0, d1, d2, d3).into(),
         traffic_class: fixed[1],
-        pseudo_header_sum: checksum::tcp_pseudo_header(
+        pseudo_header_sum: checksum::pseudo_header(
             &[s0, s1, s2, s3],
             &[d0, d1, d2, d3],
+            protocol,
             payload.len(),
         ),
         payload,
@@ -75,4 +77,4 @@ pub(crate) fn emit(
 
 const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
-const FRAGMENT_OFFSET: u16 = 0x1fff;
+pub(crate) const FRAGMENT_OFFSET: u16 = 0x1fff;

@@ -8,9 +8,10 @@ use std::net::Ipv6Addr;
 /// Octets of the header that this stack sends: no extension headers.
 pub const HEADER_LEN: usize = 40;
 
-/// Extension headers are skipped; octets after the payload length are cut off.
+/// A packet of `protocol`; any other one is [`ParseError::NotTcp`]. Extension headers are skipped;
+/// octets after the payload length are cut off.
 #[inline]
-pub(crate) fn parse(packet: &[u8]) -> Result<IpPacket<'_>, ParseError> {
+pub(crate) fn parse(packet: &[u8], protocol: u8) -> Result<IpPacket<'_>, ParseError> {
     let mut reader = Reader::new(packet);
     let mut read = || {
         let version_class_label = reader.u32()?;
@@ -36,22 +37,32 @@ pub(crate) fn parse(packet: &[u8]) -> Result<IpPacket<'_>, ParseError> {
         .rest()
         .get(..payload_len)
         .ok_or(ParseError::Truncated)?;
-    let payload = match next_header {
-        super::PROTOCOL_TCP => payload,
-        _ => skip_extensions(next_header, payload)?,
+    let payload = if next_header == protocol {
+        payload
+    } else {
+        skip_extensions(next_header, payload, protocol)?
     };
     Ok(IpPacket {
         src: src.into(),
         dst: dst.into(),
         traffic_class: (version_class_label >> 20) as u8,
-        pseudo_header_sum: checksum::tcp_pseudo_header(&src.octets(), &dst.octets(), payload.len()),
+        pseudo_header_sum: checksum::pseudo_header(
+            &src.octets(),
+            &dst.octets(),
+            protocol,
+            payload.len(),
+        ),
         payload,
     })
 }
 
-/// What lies behind the extension headers, where that is TCP.
+/// What lies behind the extension headers, where that is `protocol`.
 #[cold]
-fn skip_extensions(mut next_header: u8, mut rest: &[u8]) -> Result<&[u8], ParseError> {
+fn skip_extensions(
+    mut next_header: u8,
+    mut rest: &[u8],
+    protocol: u8,
+) -> Result<&[u8], ParseError> {
     for _ in 0..EXTENSION_HEADERS_MAX {
         match next_header {
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {}
@@ -68,7 +79,7 @@ fn skip_extensions(mut next_header: u8, mut rest: &[u8]) -> Result<&[u8], ParseE
             .get(8 * (usize::from(units) + 1)..)
             .ok_or(ParseError::Truncated)?;
         next_header = next;
-        if next_header == super::PROTOCOL_TCP {
+        if next_header == protocol {
             return Ok(rest);
         }
     }

@@ -5,6 +5,7 @@ mod bytes;
 pub mod checksum;
 pub mod ethernet;
 pub mod frame;
+pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
 pub mod mptcp;
@@ -27,22 +28,28 @@ pub enum ParseError {
     BadIpChecksum,
     /// TCP checksum.
     BadTcpChecksum,
+    /// ICMP checksum.
+    BadIcmpChecksum,
+    /// ICMP that does not say that a TCP segment was too big, or says it of no whole quotation.
+    NotTooBig,
     /// More VLAN tags or IPv6 extension headers than we walk.
     TooDeep,
 }
 
-/// What the network layer says of a packet with TCP in it.
+/// What the network layer says of a packet.
 pub(crate) struct IpPacket<'a> {
     src: IpAddr,
     dst: IpAddr,
     /// IPv4 TOS or IPv6 traffic class.
     traffic_class: u8,
-    /// Of TCP's pseudo-header.
+    /// Of the pseudo-header of the protocol inside.
     pseudo_header_sum: u16,
     payload: &'a [u8],
 }
 
+const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_TCP: u8 = 6;
+const PROTOCOL_ICMPV6: u8 = 58;
 
 /// TTL or hop limit of what we send.
 const HOP_LIMIT: u8 = 64;

@@ -213,6 +213,99 @@ fn what_is_not_tcp_over_ip_is_named() {
     assert_eq!(crossed, Walk::Truncated);
 }
 
+/// An ICMP error from a router, which quotes the head of a segment from `SOURCE` port 80: the parts
+/// are Ethernet, IP, ICMP, the quoted IP header and the quoted octets of TCP.
+fn too_big_v4() -> Vec<Vec<u8>> {
+    vec![
+        ethernet(&[ETHERTYPE_VLAN], ETHERTYPE_IPV4),
+        ipv4(2, PROTOCOL_ICMP, 0x4000),
+        vec![3, 4, 0, 0, 0, 0, 5, 0],
+        ipv4(0, PROTOCOL_TCP, 0x4000),
+        tcp(80, 4000)[..8].to_vec(),
+    ]
+}
+
+fn too_big_v6(kinds: &[(u8, u8)]) -> Vec<Vec<u8>> {
+    let mut parts = chain(kinds);
+    let icmp_next = kinds.len() + 1;
+    parts.truncate(icmp_next + 1);
+    // The last header leads to ICMPv6 instead.
+    match kinds {
+        [] => parts[icmp_next][6] = PROTOCOL_ICMPV6,
+        _ => parts[icmp_next][0] = PROTOCOL_ICMPV6,
+    }
+    parts.push(vec![2, 0, 0, 0, 0, 0, 5, 0]);
+    parts.push(ipv6(PROTOCOL_TCP, V6_DESTINATION));
+    parts.push(tcp(80, 4000)[..8].to_vec());
+    parts
+}
+
+#[test]
+fn an_error_about_a_segment_that_was_too_big_names_who_sent_it() {
+    let source_port = 80;
+    let expected = Walk::PacketTooBig {
+        source: mapped(V4_SOURCE),
+        source_port,
+    };
+    assert_eq!(walk_of(&too_big_v4()).0, expected);
+    for kinds in [
+        &[][..],
+        &[(EXTENSION_DESTINATION, 1); EXTENSION_HEADERS_MAX],
+    ] {
+        let source = V6_SOURCE;
+        let expected = Walk::PacketTooBig {
+            source,
+            source_port,
+        };
+        assert_eq!(walk_of(&too_big_v6(kinds)).0, expected);
+    }
+}
+
+/// Any other ICMP is the kernel's: ping, neighbour discovery, errors of other kinds and about other
+/// protocols, fragments, and what is cut off before the quoted port.
+#[test]
+fn other_icmp_is_not_ours() {
+    const OTHERS: &[(usize, usize, u8)] = &[
+        (1, 6, 0x20), // more fragments of the message follow
+        (1, 7, 1),    // it is a later one
+        (2, 0, 0),    // echo reply
+        (2, 0, 8),    // echo
+        (2, 1, 3),    // port unreachable
+        (3, 0, 0x65), // quotes another version
+        (3, 0, 0x44), // half a header
+        (3, 0, 0x46), // options, which we never send
+        (3, 9, 17),   // UDP
+        (3, 9, 1),    // ICMP
+        (3, 7, 1),    // a later fragment
+    ];
+    const OTHERS_V6: &[(usize, usize, u8)] = &[
+        (2, 0, 1),    // unreachable
+        (2, 0, 128),  // echo
+        (2, 0, 135),  // neighbour solicitation
+        (3, 0, 0x40), // quotes another version
+        (3, 6, 17),   // UDP
+        (3, 6, 0),    // extension headers, which we never send
+    ];
+    for (whole, others) in [(too_big_v4(), OTHERS), (too_big_v6(&[]), OTHERS_V6)] {
+        for &(part, at, octet) in others {
+            let mut parts = whole.clone();
+            parts[part][at] = octet;
+            assert_eq!(walk_of(&parts).0, Walk::NotTcp, "{part}:{at} = {octet}");
+        }
+        let (_, frame) = walk_of(&whole);
+        let icmp_at = frame.len() - 8 - whole[3].len() - 8;
+        for len in icmp_at..frame.len() - 6 {
+            assert_eq!(walk(&frame[..len]), Walk::NotTcp, "cut at {len}");
+        }
+        let with_port = walk(&frame[..frame.len() - 6]);
+        assert!(matches!(with_port, Walk::PacketTooBig { .. }));
+    }
+    // As an IPv4 host's address in a quoted IPv6 packet.
+    let mut parts = too_big_v6(&[]);
+    parts[3][8..24].copy_from_slice(&mapped(V4_SOURCE));
+    assert_eq!(walk_of(&parts).0, Walk::NotTcp);
+}
+
 #[test]
 fn an_ipv6_packet_cannot_pose_as_ipv4() {
     let (found, _) = walk_of(&[
@@ -267,7 +360,7 @@ proptest! {
     #[test]
     fn no_frame_leads_the_walk_beyond_its_bounds(
         version in prop::sample::select(vec![ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN]),
-        next in prop::sample::select(vec![0u8, 6, 43, 44, 51, 60, 255]),
+        next in prop::sample::select(vec![0u8, 1, 6, 43, 44, 51, 58, 60, 255]),
         noise in prop::collection::vec(any::<u8>(), 0..2048),
     ) {
         let mut frame = ethernet(&[], version);

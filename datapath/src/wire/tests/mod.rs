@@ -3,6 +3,7 @@
 
 mod checksums;
 mod frames;
+mod icmp;
 mod options;
 
 use super::frame::Link;
