@@ -45,6 +45,20 @@ counters! {
     drop_bad_ip_checksum => "DropBadIpChecksum",
     drop_bad_tcp_checksum => "DropBadTcpChecksum",
     drop_too_deep => "DropTooDeep",
+    /// ICMP errors that say that a segment was too big, well-formed.
+    icmp_in_msgs => "IcmpInMsgs",
+    /// Other ICMP, which the XDP program should have left to the kernel.
+    icmp_in_errors => "IcmpInErrors",
+    icmp_in_csum_errors => "IcmpInCsumErrors",
+    icmp_rate_limited => "IcmpRateLimited",
+    /// About no flow of ours, or one in TIME-WAIT.
+    icmp_no_flow => "IcmpNoFlow",
+    /// RFC 5927 §4.1: about a segment that is not in flight.
+    out_of_window_icmps => "OutOfWindowIcmps",
+    /// They claim less than the minimum of their protocol.
+    path_mtu_below_minimum => "PathMtuBelowMinimum",
+    /// They claim no less than what is sent, or than the packet that they quote.
+    path_mtu_not_smaller => "PathMtuNotSmaller",
     /// RFC 7323 §3.2: a segment without the option on a flow that negotiated it.
     drop_no_timestamp => "DropNoTimestamp",
     /// A SYN refused because the table of connections or of half-open ones is full.
@@ -101,6 +115,13 @@ counters! {
     /// A subflow given up after too many retransmissions.
     subflow_timeouts => "SubflowTimeouts",
     give_up_timeouts => "GiveUpTimeouts",
+    /// An ICMP error was believed.
+    path_mtu_reduced => "PathMtuReduced",
+    /// RFC 4821 §7.7: timeouts in a row that look like a path MTU nobody tells us of.
+    path_mtu_black_holes => "PathMtuBlackHoles",
+    mtu_probes => "TCPMTUProbes",
+    mtu_probe_success => "TCPMTUPSuccess",
+    mtu_probe_fail => "TCPMTUPFail",
     zero_window_probes => "TCPWinProbe",
     keepalive_probes => "TCPKeepAlive",
     /// A subflow given up because nothing outstanding got on for as long as its service allows.

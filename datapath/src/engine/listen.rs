@@ -6,11 +6,13 @@ use crate::buffer::ByteRing;
 use crate::crypto;
 use crate::mptcp::close::{RST_MPTCP_SPECIFIC, RST_NO_RESOURCES, RST_PROHIBITED};
 use crate::mptcp::connection::{Connection, Settings};
+use crate::mptcp::path_mtu::headers_len;
 use crate::mptcp::{Handshake, Mode, Subflow};
 use crate::port::IfaceId;
 use crate::seq::DataSeq;
 use crate::tcp::State;
 use crate::tcp::ecn::Ecn;
+use crate::tcp::path_mtu::PathMtu;
 use crate::tcp::receiver::Receiver;
 use crate::tcp::sender::Sender;
 use crate::tcp::timestamp::{TsClock, TsState};
@@ -255,10 +257,11 @@ impl Engine {
         let remote = SocketAddr::new(segment.src, segment.tcp.src_port);
         // RFC 6691: MSS counts neither IP nor TCP options.
         let mtu = self.config.interfaces[usize::from(iface.0)].mtu;
-        let (headers, mss_default) = if local.is_ipv4() {
-            (40, MSS_DEFAULT_V4)
+        let headers = headers_len(local.is_ipv6());
+        let mss_default = if local.is_ipv4() {
+            MSS_DEFAULT_V4
         } else {
-            (60, MSS_DEFAULT_V6)
+            MSS_DEFAULT_V6
         };
         let local_mss = mtu.saturating_sub(headers).min(usize::from(u16::MAX)) as u16;
         // A peer that claims less than this would only make us send headers.
@@ -294,6 +297,7 @@ impl Engine {
                 theirs.sack_permitted,
                 service.congestion.start(usize::from(mss)),
             ),
+            path_mtu: PathMtu::new(local.is_ipv6(), usize::from(mss) + headers),
             ts: theirs
                 .timestamps
                 .map(|ts| TsState::new(clock, ts.tsval, now)),

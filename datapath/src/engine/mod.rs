@@ -7,6 +7,7 @@
 mod config;
 mod conn;
 mod flow;
+mod icmp;
 mod limit;
 mod listen;
 mod report;
@@ -80,6 +81,7 @@ pub struct Engine {
     secrets: Secrets,
     entropy: Box<dyn Entropy>,
     draining: bool,
+    icmp_limit: RateLimit,
     pub metrics: Metrics,
 }
 
@@ -117,6 +119,7 @@ impl Engine {
             secrets,
             entropy,
             draining: false,
+            icmp_limit: RateLimit::new(icmp::ERRORS_PER_SECOND_MAX),
             metrics: Metrics::default(),
             config,
         }
@@ -131,19 +134,24 @@ impl Engine {
                 self.metrics.count_codepoint(segment.traffic_class);
                 self.on_segment(now, iface, &segment);
             }
-            Err(error) => {
-                let counter = match error {
-                    ParseError::Truncated => &mut self.metrics.drop_truncated,
-                    ParseError::NotTcp => &mut self.metrics.drop_not_tcp,
-                    ParseError::Fragment => &mut self.metrics.drop_fragment,
-                    ParseError::BadHeader => &mut self.metrics.drop_bad_header,
-                    ParseError::BadIpChecksum => &mut self.metrics.drop_bad_ip_checksum,
-                    ParseError::BadTcpChecksum => &mut self.metrics.drop_bad_tcp_checksum,
-                    ParseError::TooDeep => &mut self.metrics.drop_too_deep,
-                };
-                *counter += 1;
-            }
+            Err(ParseError::NotTcp) => self.on_icmp(now, frame),
+            Err(error) => self.count_drop(error),
         }
+    }
+
+    fn count_drop(&mut self, error: ParseError) {
+        let counter = match error {
+            ParseError::Truncated => &mut self.metrics.drop_truncated,
+            ParseError::NotTcp => &mut self.metrics.drop_not_tcp,
+            ParseError::Fragment => &mut self.metrics.drop_fragment,
+            ParseError::BadHeader => &mut self.metrics.drop_bad_header,
+            ParseError::BadIpChecksum => &mut self.metrics.drop_bad_ip_checksum,
+            ParseError::BadTcpChecksum => &mut self.metrics.drop_bad_tcp_checksum,
+            ParseError::BadIcmpChecksum => &mut self.metrics.icmp_in_csum_errors,
+            ParseError::NotTooBig => &mut self.metrics.icmp_in_errors,
+            ParseError::TooDeep => &mut self.metrics.drop_too_deep,
+        };
+        *counter += 1;
     }
 
     fn on_segment(&mut self, now: Instant, iface: IfaceId, segment: &Segment<'_>) {

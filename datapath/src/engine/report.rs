@@ -52,6 +52,8 @@ pub struct SubflowReport {
     /// `None` before the first loss.
     pub ssthresh_bytes: Option<usize>,
     pub mss_bytes: usize,
+    /// Of IP packets.
+    pub path_mtu_bytes: usize,
     pub in_flight_bytes: usize,
     pub retransmits: u64,
     pub bytes_sent: u64,
@@ -101,6 +103,7 @@ impl Engine {
                             cwnd_bytes: s.tx.cc.cwnd(),
                             ssthresh_bytes: Some(s.tx.cc.ssthresh()).filter(|&b| b != usize::MAX),
                             mss_bytes: s.tx.mss,
+                            path_mtu_bytes: s.path_mtu.current(),
                             in_flight_bytes: s.tx.in_flight(),
                             retransmits: s.tx.retransmits,
                             bytes_sent: s.bytes_sent,

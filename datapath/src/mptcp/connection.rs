@@ -292,6 +292,7 @@ impl Connection {
                 if outcome.loss_found {
                     subflow.ecn.on_window_fell();
                 }
+                self.settle_mtu_probe(index, now, metrics);
             }
             if due(self.keepalive_at(index)) {
                 self.on_keepalive(index, now, metrics);
@@ -379,6 +380,8 @@ impl Connection {
         subflow.tx.on_timeout(now);
         subflow.ecn.on_window_fell();
         let backoff = subflow.tx.rtt.backoff();
+        self.settle_mtu_probe(index, now, metrics);
+        self.look_for_black_hole(index, now, metrics);
         let others = self
             .subflows
             .iter()

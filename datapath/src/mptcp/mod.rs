@@ -3,7 +3,7 @@
 //!
 //! [`Connection`] is split by what happens to it: [`receive`] takes segments in and hands their parts
 //! to `handshake`, `options` and `text`; [`schedule`] decides what goes where and when; [`transmit`]
-//! writes frames; [`close`] ends things.
+//! writes frames, for which [`path_mtu`] finds the size; [`close`] ends things.
 
 pub mod autotune;
 pub mod close;
@@ -11,6 +11,7 @@ pub mod connection;
 pub mod data;
 mod handshake;
 mod options;
+pub mod path_mtu;
 pub mod receive;
 pub mod schedule;
 pub mod subflow;

@@ -310,13 +310,17 @@ impl Connection {
         let clock = subflow.ts.map(|ts| ts.clock);
         let tsecr = options.timestamps.map(|option| option.tsecr);
         let reinjections = &mut subflow.reinjections_in_flight;
+        let mut longest_arrived = 0;
         let outcome = subflow.tx.on_ack(
             now,
             header.ack,
             &options.sack,
             may_be_duplicate,
             |at| clock.is_some_and(|clock| Some(clock.tsval(at)) == tsecr),
-            |sent| *reinjections -= usize::from(sent.mark.reinjection),
+            |sent| {
+                longest_arrived = longest_arrived.max(sent.len);
+                *reinjections -= usize::from(sent.mark.reinjection);
+            },
         );
         metrics.tcp_fast_recoveries += u64::from(outcome.loss_found);
         metrics.tcp_loss_undo += u64::from(outcome.undone);
@@ -340,6 +344,9 @@ impl Connection {
         if outcome.advanced > 0 || held || subflow.probes_unanswered > 0 {
             subflow.heard_at = now;
         }
+        self.on_text_arrived(index, longest_arrived);
+        self.settle_mtu_probe(index, now, metrics);
+        let subflow = &mut self.subflows[index];
         subflow.probes_unanswered = 0;
         if subflow.tx.snd_wnd > 0 {
             subflow.persist_at = None;

@@ -5,6 +5,7 @@ use crate::port::IfaceId;
 use crate::seq::{DataSeq, TcpSeq};
 use crate::tcp::State;
 use crate::tcp::ecn::Ecn;
+use crate::tcp::path_mtu::PathMtu;
 use crate::tcp::receiver::Receiver;
 use crate::tcp::sender::Sender;
 use crate::tcp::timestamp::TsState;
@@ -94,6 +95,7 @@ pub struct Subflow {
     pub initial: bool,
     pub rx: Receiver,
     pub tx: Sender<SentMapping>,
+    pub path_mtu: PathMtu,
     /// Both sides sent the option in their SYN (RFC 7323 §3.2).
     pub ts: Option<TsState>,
     pub sack_permitted: bool,

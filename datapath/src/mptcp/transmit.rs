@@ -15,6 +15,9 @@ use crate::wire::mptcp::{
 };
 use crate::wire::tcp::{SackBlocks, TcpFlags, TcpOptions, Timestamps};
 
+/// Octets that headers take at most, from Ethernet with two tags to TCP options.
+const HEADERS_MAX: usize = 128;
+
 impl Connection {
     /// Writes the next frame of subflow `index`; returns its length, 0 if there is nothing to send.
     pub fn transmit(
@@ -69,10 +72,8 @@ impl Connection {
     ) -> usize {
         let options_len = self.text_options_len(index);
         let subflow = &mut self.subflows[index];
-        let mut payload_max = subflow.tx.mss.saturating_sub(options_len);
-        if frame.len() < payload_max + 128 {
-            payload_max = frame.len().saturating_sub(128);
-        }
+        let room = frame.len().saturating_sub(HEADERS_MAX);
+        let payload_max = subflow.tx.mss.saturating_sub(options_len).min(room);
         if subflow.tx.retransmission_ready()
             && let Some(lost) = subflow.tx.next_lost(payload_max)
         {
@@ -80,7 +81,7 @@ impl Connection {
             subflow.reinjections_in_flight += usize::from(another);
             return self.retransmit(index, now, frame, lost.at, lost.sent, metrics);
         }
-        let written = self.transmit_new(index, now, frame, payload_max);
+        let written = self.transmit_new(index, now, frame, payload_max, metrics);
         if written == 0
             && let Some((at, sent)) = self.subflows[index].tx.tail_to_probe()
         {
@@ -123,11 +124,15 @@ impl Connection {
         now: Instant,
         frame: &mut [u8],
         payload_max: usize,
+        metrics: &mut Metrics,
     ) -> usize {
         let subflow = &self.subflows[index];
         if !subflow.state.may_send() || subflow.fin_wanted && self.mode == Mode::Mptcp {
             return 0;
         }
+        let room = frame.len().saturating_sub(HEADERS_MAX);
+        let probe_len = self.mtu_probe_len(index, now).filter(|len| *len <= room);
+        let payload_max = probe_len.unwrap_or(payload_max);
         let reinjection = if self.reinjection_ready(index) {
             self.snd
                 .take_reinject(payload_max.min(self.subflows[index].tx.window_room()))
@@ -161,6 +166,9 @@ impl Connection {
         subflow.bytes_sent += len as u64;
         if reinjection.is_none() {
             self.snd.on_sent(len, data_fin);
+        }
+        if probe_len == Some(len) {
+            self.on_mtu_probe_sent(index, len, metrics);
         }
         self.arm_data_timer(now);
         written
@@ -379,7 +387,7 @@ impl Connection {
     }
 
     /// Octets of options on a segment with text.
-    fn text_options_len(&self, index: usize) -> usize {
+    pub fn text_options_len(&self, index: usize) -> usize {
         // Aligned to four octets each: timestamps 12; DSS 4 + DATA_ACK + DSN + 6, checksum 2. Both
         // numbers are taken at 8 octets: a peer that changes to those must not make a segment grow
         // when it is sent again.

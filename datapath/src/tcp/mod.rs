@@ -1,9 +1,10 @@
-//! TCP of one subflow: round-trip time, congestion control, the send side with its retransmissions
-//! and the receive side with its reassembly. Nothing here knows of data sequence numbers but as
-//! opaque marks on what was sent.
+//! TCP of one subflow: round-trip time, congestion control, path MTU, the send side with its
+//! retransmissions and the receive side with its reassembly. Nothing here knows of data sequence
+//! numbers but as opaque marks on what was sent.
 
 pub mod congestion;
 pub mod ecn;
+pub mod path_mtu;
 pub mod receiver;
 pub mod rtt;
 pub mod sender;

@@ -3,7 +3,7 @@
 use mpx_datapath::app::App;
 use mpx_datapath::app::builtin::{Discard, Source};
 use mpx_datapath::engine::{
-    Engine, EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig,
+    Engine, EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig, SubflowReport,
 };
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
@@ -15,8 +15,8 @@ use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 const IFACE: IfaceId = IfaceId(0);
-const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)), 80);
-const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 5000);
+pub const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)), 80);
+pub const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 5000);
 
 /// An engine with one service, which sends without end if nothing else is said, and a peer that is
 /// a pen.
@@ -93,6 +93,15 @@ impl Script {
             sum,
         );
         self.engine.on_frame(self.now, IFACE, &frame[..len]);
+    }
+
+    pub fn receive(&mut self, frame: &[u8]) {
+        self.engine.on_frame(self.now, IFACE, frame);
+    }
+
+    /// The only subflow.
+    pub fn report(&self) -> SubflowReport {
+        self.engine.report(self.now, 1).conns[0].subflows[0].clone()
     }
 
     pub fn wait(&mut self, time: Duration) {

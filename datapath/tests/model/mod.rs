@@ -6,6 +6,7 @@
 
 pub mod apps;
 pub mod client;
+pub mod icmp;
 pub mod net;
 pub mod server;
 pub mod sim;

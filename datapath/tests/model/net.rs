@@ -1,7 +1,7 @@
 //! The network between client and engine: paths with delay, jitter, rate, queue, loss one by one and
 //! in bursts, duplication, reordering, corruption, and cuts in one direction or both.
 
-use super::{Rng, ones_complement};
+use super::{Rng, icmp, ones_complement};
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::time::{Duration, Instant};
 use std::cmp::Reverse;
@@ -31,6 +31,10 @@ pub struct Path {
     pub corrupt_permille: u32,
     /// So many frames with ECT arrive with CE (RFC 3168 §5).
     pub mark_permille: u32,
+    /// Octets of the largest IP packet that gets through to the client.
+    pub mtu: usize,
+    /// A router half-way says so when one was too big; otherwise nobody does.
+    pub mtu_icmp: bool,
     pub cut: bool,
     /// Nothing arrives at this side.
     pub cut_towards: Option<Side>,
@@ -51,6 +55,8 @@ impl Default for Path {
             burst_frames: 0,
             corrupt_permille: 0,
             mark_permille: 0,
+            mtu: usize::MAX,
+            mtu_icmp: true,
             cut: false,
             cut_towards: None,
         }
@@ -78,6 +84,8 @@ pub enum Fate {
     Lost,
     /// There was no room in the queue.
     Dropped,
+    /// A link on the way takes less.
+    TooBig,
     /// The path is cut.
     Cut,
 }
@@ -159,6 +167,13 @@ impl Net {
         }
         if start - now > path.queue {
             return Fate::Dropped;
+        }
+        if to == Side::Client && frame.len() - ETHERNET_LEN > path.mtu {
+            if path.mtu_icmp {
+                let error = icmp::too_big(&frame, path.mtu);
+                self.push(now + path.delay, Side::Server, iface, error, false);
+            }
+            return Fate::TooBig;
         }
         if self.rng.permille(path.loss_permille) {
             return Fate::Lost;

@@ -13,6 +13,7 @@ mod tail_probe;
 pub use scoreboard::{LostSegment, Sent};
 
 use super::congestion::{Ack, CongestionControl, Sibling};
+use super::path_mtu::ProbeFate;
 use super::rtt::RttEstimator;
 use crate::seq::TcpSeq;
 use crate::time::{Duration, Instant};
@@ -99,6 +100,10 @@ pub struct Sender<M> {
     episode: Option<Episode>,
     /// The window fell for a congestion mark, and the peer hears of it in what is sent from here on.
     marked_until: Option<TcpSeq>,
+    /// The MTU probe in flight begins here (RFC 4821 §7.5).
+    mtu_probe: Option<TcpSeq>,
+    /// What became of the last one, until it is asked for.
+    mtu_probe_fate: Option<ProbeFate>,
     /// The most that was in flight in the present round, which ends there.
     pipe_max: usize,
     pipe_max_until: TcpSeq,
@@ -135,6 +140,8 @@ impl<M: Copy> Sender<M> {
             recovery: None,
             episode: None,
             marked_until: None,
+            mtu_probe: None,
+            mtu_probe_fate: None,
             pipe_max: 0,
             pipe_max_until: iss,
             last_sent_at: Instant::ZERO,
@@ -227,6 +234,11 @@ impl<M: Copy> Sender<M> {
         self.wl1 = seq;
         self.wl2 = ack;
         changed
+    }
+
+    /// RFC 5927 §4.1: whether `seq` has been sent and is not acknowledged.
+    pub fn is_in_flight(&self, seq: TcpSeq) -> bool {
+        seq.at_or_after(self.snd_una) && seq.before(self.snd_nxt)
     }
 
     /// Processes an acceptable ACK. `may_be_duplicate`: the segment has no text, did not change the
@@ -322,6 +334,13 @@ impl<M: Copy> Sender<M> {
     pub fn on_timeout(&mut self, now: Instant) {
         let first = self.rtt.backoff() == 0;
         let flight_size = self.snd_nxt.distance(self.snd_una);
+        if let Some(seq) = self.mtu_probe.take() {
+            self.mtu_probe_fate = Some(if seq == self.snd_una {
+                ProbeFate::TimedOut
+            } else {
+                ProbeFate::Inconclusive
+            });
+        }
         self.rtt.on_timeout();
         self.cc
             .on_timeout(now, flight_size.min(self.cc.cwnd()), first);
@@ -471,10 +490,42 @@ impl<M: Copy> Sender<M> {
     /// The path takes `mss` octets per segment now, of which `text_max` are text. What is longer and
     /// in flight will not arrive; that says nothing of congestion (RFC 1191 §6.4).
     pub fn set_mss(&mut self, mss: usize, text_max: usize) {
+        if mss == self.mss {
+            return;
+        }
+        let shrinks = mss < self.mss;
         self.mss = mss;
         self.cc.set_mss(mss);
+        if !shrinks {
+            return;
+        }
+        self.mtu_probe = None;
+        let lost_before = self.board.lost_segments;
         self.board.mark_lost_if(|_, sent| sent.len > text_max);
+        if self.board.lost_segments > lost_before && self.recovery.is_none() {
+            self.repair_without_reduction();
+        }
         self.retransmit_now |= self.has_lost();
+    }
+
+    /// The segment that left last is an MTU probe: its loss alone is no sign of congestion.
+    pub fn on_mtu_probe_sent(&mut self) {
+        self.mtu_probe = self.board.back().map(|sent| sent.seq);
+    }
+
+    /// RFC 4821 §7.4: nothing is lost or being repaired, so that the loss of an MTU probe can be told
+    /// from other losses.
+    pub fn may_probe_mtu(&self) -> bool {
+        self.recovery.is_none()
+            && self.board.lost_segments == 0
+            && self.board.sacked_segments == 0
+            && self.duplicate_acks == 0
+            && !self.tail_probe.pending
+    }
+
+    /// What became of the MTU probe, once after it is known.
+    pub fn take_mtu_probe_fate(&mut self) -> Option<ProbeFate> {
+        self.mtu_probe_fate.take()
     }
 
     /// Octets that may be in flight.
@@ -582,7 +633,13 @@ impl<M: Copy> Sender<M> {
         } else if self.duplicate_acks >= DUP_THRESH && self.recovery.is_none() {
             self.board.mark_lost(0);
         }
+        let probe_alone = self.follow_mtu_probe() == Some(ProbeFate::Lost);
         let found = self.board.lost_segments > lost_before && self.recovery.is_none();
+        if found && probe_alone {
+            self.repair_without_reduction();
+            self.retransmit_now = true;
+            return false;
+        }
         if found {
             self.recovery = Some(Recovery::Fast(self.snd_nxt));
             // RFC 3168 §6.1.2: marks and losses of one window count once, and a fall for a mark is
@@ -598,6 +655,27 @@ impl<M: Copy> Sender<M> {
             self.tail_probe.cancel();
         }
         found
+    }
+
+    /// RFC 4821 §7.5: what is known of the MTU probe now.
+    fn follow_mtu_probe(&mut self) -> Option<ProbeFate> {
+        let fate = match self.board.fate(self.mtu_probe?) {
+            None | Some(Fate::Sacked) => ProbeFate::Arrived,
+            Some(Fate::Outstanding) => return None,
+            Some(Fate::Lost) if self.board.lost_segments == 1 => ProbeFate::Lost,
+            Some(Fate::Lost) => ProbeFate::Inconclusive,
+        };
+        self.mtu_probe = None;
+        self.mtu_probe_fate = Some(fate);
+        Some(fate)
+    }
+
+    /// Enters recovery from losses for which the window does not fall: segments were too big for the
+    /// path. What is acknowledged meanwhile behind the holes is no news of congestion.
+    fn repair_without_reduction(&mut self) {
+        self.recovery = Some(Recovery::Fast(self.snd_nxt));
+        self.prr = None;
+        self.tail_probe.cancel();
     }
 
     fn reo_wnd(&self) -> Duration {

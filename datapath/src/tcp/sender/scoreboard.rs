@@ -120,6 +120,13 @@ impl<M: Copy> Scoreboard<M> {
         self.segments.back()
     }
 
+    /// What is known of the segment that begins at `seq`; `None` once it is acknowledged.
+    pub(super) fn fate(&self, seq: TcpSeq) -> Option<Fate> {
+        let at = self.segments.partition_point(|s| s.seq.before(seq));
+        let sent = self.segments.get(at).filter(|sent| sent.seq == seq)?;
+        Some(sent.fate)
+    }
+
     /// A new segment left.
     pub(super) fn push(&mut self, sent: Sent<M>) {
         self.pipe += sent.space();
