@@ -9,7 +9,7 @@ use crate::mptcp::connection::{Connection, Settings};
 use crate::mptcp::path_mtu::headers_len;
 use crate::mptcp::{Handshake, Mode, Subflow};
 use crate::port::IfaceId;
-use crate::seq::DataSeq;
+use crate::seq::{DataSeq, TcpSeq};
 use crate::tcp::State;
 use crate::tcp::ecn::Ecn;
 use crate::tcp::path_mtu::PathMtu;
@@ -34,13 +34,15 @@ const WINDOW_SHIFT_MAX: u8 = 14;
 const STAGING_SLACK_BYTES: usize = 3 * 65_536;
 
 impl Engine {
-    /// RFC 9293 §3.10.7.1 and §3.10.7.2.
+    /// RFC 9293 §3.10.7.1 and §3.10.7.2. `last_used`: our next sequence number of a connection in
+    /// TIME-WAIT that makes room for this one.
     pub(super) fn on_unknown(
         &mut self,
         now: Instant,
         iface: IfaceId,
         segment: &Segment<'_>,
         key: FlowKey,
+        last_used: Option<TcpSeq>,
     ) {
         let flags = segment.tcp.flags;
         let opens = flags.contains(TcpFlags::SYN)
@@ -53,13 +55,20 @@ impl Engine {
             return;
         }
         if let Some(join) = segment.tcp.options.mptcp.join {
-            self.on_join(now, iface, segment, key, join);
+            self.on_join(now, iface, segment, key, last_used, join);
         } else {
-            self.on_open(now, iface, segment, key);
+            self.on_open(now, iface, segment, key, last_used);
         }
     }
 
-    fn on_open(&mut self, now: Instant, iface: IfaceId, segment: &Segment<'_>, key: FlowKey) {
+    fn on_open(
+        &mut self,
+        now: Instant,
+        iface: IfaceId,
+        segment: &Segment<'_>,
+        key: FlowKey,
+        last_used: Option<TcpSeq>,
+    ) {
         let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
         let remote = SocketAddr::new(segment.src, segment.tcp.src_port);
         let Some(service) = self
@@ -121,7 +130,8 @@ impl Engine {
             connection.checksum = asks_checksum || capable.flags & MpCapable::FLAG_CHECKSUM != 0;
             self.tokens.insert(token, id.index);
         }
-        let subflow = self.new_subflow(now, iface, segment, service, handshake, true);
+        let iss = self.initial_sequence(now, segment, last_used);
+        let subflow = self.new_subflow(now, iface, segment, service, handshake, iss);
         let subflow = connection.add_subflow(subflow) as u32;
         self.connections.insert(connection);
         self.half_open += 1;
@@ -142,6 +152,7 @@ impl Engine {
         iface: IfaceId,
         segment: &Segment<'_>,
         key: FlowKey,
+        last_used: Option<TcpSeq>,
         join: MpJoin,
     ) {
         let MpJoin::Syn {
@@ -199,7 +210,8 @@ impl Engine {
             remote_nonce: nonce,
         };
         let service = connection.service;
-        let mut subflow = self.new_subflow(now, iface, segment, service, handshake, false);
+        let iss = self.initial_sequence(now, segment, last_used);
+        let mut subflow = self.new_subflow(now, iface, segment, service, handshake, iss);
         let connection = &mut self.connections[index];
         subflow.local_id = connection.take_local_id();
         subflow.remote_id = address_id;
@@ -241,6 +253,19 @@ impl Engine {
         None
     }
 
+    /// RFC 6528 §3, and never below what a connection between the same ports used before.
+    fn initial_sequence(
+        &self,
+        now: Instant,
+        segment: &Segment<'_>,
+        last_used: Option<TcpSeq>,
+    ) -> TcpSeq {
+        let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
+        let remote = SocketAddr::new(segment.src, segment.tcp.src_port);
+        let keyed = self.secrets.isn(now, local, remote);
+        last_used.map_or(keyed, |used| keyed.max(used))
+    }
+
     /// A subflow in SYN-RECEIVED for this SYN, of a connection of `service`.
     fn new_subflow(
         &mut self,
@@ -249,7 +274,7 @@ impl Engine {
         segment: &Segment<'_>,
         service: usize,
         handshake: Handshake,
-        initial: bool,
+        iss: TcpSeq,
     ) -> Subflow {
         let service = &self.services[service].config;
         let theirs = &segment.tcp.options;
@@ -269,7 +294,6 @@ impl Engine {
             .mss
             .unwrap_or(mss_default)
             .clamp(88, local_mss.max(88));
-        let iss = self.secrets.isn(now, local, remote);
         let clock = TsClock {
             offset: self.secrets.timestamp_offset(local, remote),
             owner: self.config.owner,
@@ -288,7 +312,7 @@ impl Engine {
             link: segment.link.reversed(),
             state: State::SynReceived,
             handshake,
-            initial,
+            initial: !matches!(handshake, Handshake::Join { .. }),
             // A field that is rounded up offers the rest of a unit more.
             rx: Receiver::new(segment.tcp.seq, window_max + (1 << rcv_wscale)),
             tx: Sender::new(

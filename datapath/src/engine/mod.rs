@@ -181,7 +181,7 @@ impl Engine {
             Some(FlowEntry::TimeWait(entry)) => {
                 self.on_time_wait_segment(now, iface, segment, key, entry)
             }
-            None => self.on_unknown(now, iface, segment, key),
+            None => self.on_unknown(now, iface, segment, key, None),
         }
     }
 

@@ -4,6 +4,7 @@
 use super::Engine;
 use super::flow::{FlowEntry, FlowKey};
 use crate::mptcp::connection::TimeWaitState;
+use crate::mptcp::subflow::INVALID_ANSWER_INTERVAL;
 use crate::port::IfaceId;
 use crate::time::{Duration, Instant};
 use crate::wire::frame::Segment;
@@ -18,6 +19,8 @@ struct Entry {
     number: u64,
     /// A FIN came again: at its end the time starts anew.
     restarted: bool,
+    /// When a segment that takes no sequence space was answered last.
+    answered_at: Option<Instant>,
 }
 
 pub(super) struct TimeWaitTable {
@@ -63,6 +66,7 @@ impl TimeWaitTable {
             state,
             number,
             restarted: false,
+            answered_at: None,
         }) as u32;
         self.order.push_back((now + self.duration, entry, number));
         (entry, evicted)
@@ -107,6 +111,20 @@ impl TimeWaitTable {
         }
     }
 
+    /// Whether a segment that no peer in step sends is answered now; if so it counts as answered.
+    fn may_answer(&mut self, now: Instant, entry: u32) -> bool {
+        let Some(entry) = self.entries.get_mut(entry as usize) else {
+            return false;
+        };
+        let may = entry
+            .answered_at
+            .is_none_or(|at| now.since(at) >= INVALID_ANSWER_INTERVAL);
+        if may {
+            entry.answered_at = Some(now);
+        }
+        may
+    }
+
     fn remove(&mut self, entry: u32) {
         self.entries.try_remove(entry as usize);
     }
@@ -114,7 +132,7 @@ impl TimeWaitTable {
 
 impl Engine {
     /// A segment for a flow in TIME-WAIT: a newer SYN opens a new connection (RFC 6191, RFC 9293
-    /// §3.10.7.4), a RST is ignored (RFC 1337), anything else is acknowledged.
+    /// §3.10.7.4), a RST is ignored (RFC 1337), anything else that a peer may send is acknowledged.
     pub(super) fn on_time_wait_segment(
         &mut self,
         now: Instant,
@@ -128,27 +146,36 @@ impl Engine {
             return;
         };
         let theirs = &segment.tcp;
-        if theirs.flags.contains(TcpFlags::RST) {
+        let flags = theirs.flags;
+        if flags.contains(TcpFlags::RST) {
             return;
         }
-        if theirs.flags.contains(TcpFlags::SYN) && !theirs.flags.contains(TcpFlags::ACK) {
-            let newer_timestamp = match (state.ts, theirs.options.timestamps) {
-                (Some(ts), Some(option)) => (option.tsval.wrapping_sub(ts.recent()) as i32) > 0,
-                _ => false,
-            };
-            if newer_timestamp || theirs.seq.after(state.rcv_nxt) {
+        if flags.contains(TcpFlags::SYN) && !flags.contains(TcpFlags::ACK) {
+            if state.yields_to(segment) {
                 self.metrics.time_wait_recycled += 1;
                 self.time_wait.remove(entry);
                 self.flows.remove(&key);
-                self.on_unknown(now, iface, segment, key);
+                // RFC 9293 §3.6.1, MAY-2: above all that the connection before has used.
+                self.on_unknown(now, iface, segment, key, Some(state.snd_nxt));
                 return;
             }
-        }
-        if theirs.seq == state.rcv_nxt && segment.segment_len() == 0 {
+        } else if !flags.contains(TcpFlags::ACK) {
+            // RFC 9293 §3.10.7.4, fifth check.
+            return;
+        } else if theirs.seq == state.rcv_nxt && segment.segment_len() == 0 {
             // In step and with nothing in it: an answer would only draw another.
             return;
+        } else if state.ts.is_some() && theirs.options.timestamps.is_none() {
+            // RFC 7323 §3.2: once negotiated, every segment carries it.
+            self.metrics.drop_no_timestamp += 1;
+            return;
         }
-        if theirs.flags.contains(TcpFlags::FIN) {
+        let asks_again = segment.segment_len() > 0 && !flags.contains(TcpFlags::SYN);
+        if !asks_again && !self.time_wait.may_answer(now, entry) {
+            self.metrics.ack_skipped_time_wait += 1;
+            return;
+        }
+        if flags.contains(TcpFlags::FIN) {
             // RFC 9293 §3.10.7.4, eighth check: a FIN again: our ACK was lost, and the time starts
             // anew.
             self.time_wait.restart(entry);
@@ -159,6 +186,23 @@ impl Engine {
         };
         let (seq, ack) = (state.snd_nxt, state.rcv_nxt);
         self.reply(iface, segment, seq, ack, TcpFlags::ACK, options);
+    }
+}
+
+impl TimeWaitState {
+    /// RFC 6191 §2: whether this SYN is newer than the connection before: by its timestamp where
+    /// both have one, and where that says nothing by its sequence number.
+    fn yields_to(&self, syn: &Segment<'_>) -> bool {
+        // The peer's FIN has the number before.
+        let newer_number = syn.tcp.seq.at_or_after(self.rcv_nxt);
+        match (self.ts, syn.tcp.options.timestamps) {
+            (Some(ts), Some(option)) => match option.tsval.wrapping_sub(ts.recent()) as i32 {
+                0 => newer_number,
+                ahead => ahead > 0,
+            },
+            (None, Some(_)) => true,
+            (_, None) => newer_number,
+        }
     }
 }
 

@@ -8,5 +8,6 @@ mod memory;
 mod path_mtu;
 mod review;
 mod script;
+mod states;
 mod timers;
 mod transfer;

@@ -37,6 +37,14 @@ impl Script {
     }
 
     pub fn with_patience(app: Box<dyn App>, patience: Patience) -> Script {
+        Script::configured(app, patience, |_| {})
+    }
+
+    pub fn configured(
+        app: Box<dyn App>,
+        patience: Patience,
+        change: impl FnOnce(&mut EngineConfig),
+    ) -> Script {
         let service = ServiceConfig {
             name: "script".into(),
             listen: vec![SERVER],
@@ -46,7 +54,8 @@ impl Script {
             ecn: true,
             patience,
         };
-        let config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
+        let mut config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
+        change(&mut config);
         let now = Instant::from_millis(1000);
         let entropy = Box::new(ChaChaEntropy::deterministic(1));
         Script {
@@ -227,4 +236,31 @@ fn the_third_duplicate_acknowledgment_sends_again_at_once() {
         let sent: Vec<_> = answers.iter().map(|(header, _)| header.seq).collect();
         assert_eq!(sent, [expected]);
     }
+}
+
+// RFC 7323 §2.2, §2.3: a shift beyond 14 counts as 14, and none at all for the windows of SYNs.
+#[test]
+fn a_shift_beyond_fourteen_counts_as_fourteen() {
+    let mut script = Script::new();
+    let options = TcpOptions {
+        window_scale: Some(15),
+        ..sack_permitted()
+    };
+    // Scaled, this alone would be a gigabyte; as it stands it is what a SYN may offer.
+    script.send(100, TcpSeq(0), SYN, options, &[]);
+    let mut ack = script.answers()[0].0.seq + 1;
+    script.window = 1;
+    let mut sent = 0;
+    // The first flight is the congestion window's, the second the peer's.
+    for _ in 0..2 {
+        script.wait(Duration::from_millis(100));
+        script.send(101, ack, ACK, TcpOptions::default(), &[]);
+        sent = 0;
+        for _ in 0..90 {
+            sent += script.answers().iter().map(|(_, len)| len).sum::<usize>();
+            script.wait(Duration::from_millis(1));
+        }
+        ack += sent;
+    }
+    assert!((16_384 - 1460..=16_384).contains(&sent), "{sent}");
 }

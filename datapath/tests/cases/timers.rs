@@ -379,3 +379,35 @@ fn answers_to_what_is_not_acceptable() {
         }
     }
 }
+
+// RFC 5961 §7: beside that the worker answers only so often in a second, whoever asks; and so it does
+// where it knows of no connection.
+#[test]
+fn answers_of_one_worker() {
+    let mut script = Script::configured(Box::new(Discard), Patience::default(), |config| {
+        config.challenge_acks_per_second_max = 1;
+        config.resets_per_second_max = 1;
+    });
+    let stray = |script: &mut Script| {
+        script.send(7, TcpSeq(7), ACK, TcpOptions::default(), &[]);
+        script.answers().len()
+    };
+    assert_eq!((stray(&mut script), stray(&mut script)), (1, 0));
+    script.wait(Duration::from_secs(1) - MS);
+    assert_eq!(stray(&mut script), 0);
+    script.wait(MS);
+    assert_eq!(stray(&mut script), 1);
+    assert_eq!(script.engine.metrics.resets_skipped, 2);
+
+    let ack = open(&mut script);
+    let mut challenged = |wait: Duration| {
+        script.wait(wait);
+        script.send(150, ack, TcpFlags::RST, TcpOptions::default(), &[]);
+        script.answers().len()
+    };
+    assert_eq!(challenged(Duration::ZERO), 1);
+    // The subflow's own time is over, the worker's is not.
+    assert_eq!(challenged(Duration::from_secs(1) - MS), 0);
+    assert_eq!(challenged(Duration::from_millis(500)), 1);
+    assert_eq!(script.engine.metrics.ack_skipped_challenge, 1);
+}
