@@ -111,9 +111,8 @@ fn a_slow_reader_keeps_the_initial_window() {
     for multipath in [false, true] {
         let mut sim = Sim::new(config(MAX, Behaviour::default()));
         let c = sim.connect(client(multipath));
-        let local = sim.clients[c].subflows[0].local;
         // 160 kB/s of 5 MB/s.
-        sim.app.log.borrow_mut().sips.insert(local, 4000);
+        sim.app.log.borrow_mut().sips.insert(c, 4000);
         let sent = stream(2, 1_000_000);
         sim.clients[c].send(&sent);
         sim.clients[c].close_write();

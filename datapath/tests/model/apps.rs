@@ -7,7 +7,6 @@ use mpx_datapath::time::Instant;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 
@@ -53,26 +52,33 @@ pub struct Record {
 
 #[derive(Debug, Default)]
 pub struct Log {
-    /// Of connections that have no entry in `for_peer`.
+    /// Of connections that have no entry in `for_client`.
     pub behaviour: Behaviour,
-    pub for_peer: HashMap<SocketAddr, Behaviour>,
+    /// By the client's place among the simulation's, as are the next two.
+    pub for_client: HashMap<usize, Behaviour>,
     /// Those that are read in sips of so many octets.
-    pub sips: HashMap<SocketAddr, usize>,
-    /// By the client's address of the initial subflow, the latest.
-    pub by_peer: HashMap<SocketAddr, ConnId>,
-    pub records: HashMap<ConnId, Record>,
+    pub sips: HashMap<usize, usize>,
+    pub by_client: HashMap<usize, Key>,
+    pub records: HashMap<Key, Record>,
     /// In the order of their `on_open`.
-    pub order: Vec<ConnId>,
+    pub order: Vec<Key>,
+    /// Whose frame the engines see now.
+    pub visitor: Option<usize>,
     /// To be looked at again, outside a callback.
-    pub wake: Vec<ConnId>,
+    pub wake: Vec<Key>,
     /// To be aborted, outside a callback.
-    pub abort: Vec<ConnId>,
+    pub abort: Vec<Key>,
 }
+
+/// A connection: its engine's number, and what it is called there.
+pub type Key = (usize, ConnId);
 
 /// Shared between the test and the engine's side.
 #[derive(Clone, Debug)]
 pub struct TestApp {
     pub log: Rc<RefCell<Log>>,
+    /// Number of the engine that this one serves.
+    engine: usize,
     /// Stands for a descriptor; nothing ever happens on it.
     fd: Rc<File>,
 }
@@ -84,8 +90,28 @@ impl TestApp {
                 behaviour,
                 ..Log::default()
             })),
+            engine: 0,
             fd: Rc::new(File::open("/dev/null").expect("every system has it")),
         }
+    }
+
+    /// The same app at another engine, with the same record.
+    pub fn at_engine(&self, engine: usize) -> TestApp {
+        TestApp {
+            engine,
+            ..self.clone()
+        }
+    }
+
+    /// What this engine has in one of the lists.
+    fn take_mine(&self, list: impl FnOnce(&mut Log) -> &mut Vec<Key>) -> Vec<ConnId> {
+        let mut log = self.log.borrow_mut();
+        let mine = list(&mut log).extract_if(.., |key| key.0 == self.engine);
+        mine.map(|key| key.1).collect()
+    }
+
+    fn key(&self, id: ConnId) -> Key {
+        (self.engine, id)
     }
 
     /// The only connection's record.
@@ -95,10 +121,10 @@ impl TestApp {
         log.records[&log.order[0]].clone()
     }
 
-    /// The record of the connection that came from `peer`, if one was opened.
-    pub fn with_peer<R>(&self, peer: SocketAddr, f: impl FnOnce(&Record) -> R) -> Option<R> {
+    /// The record of the connection that this client opened, if it did.
+    pub fn with_client<R>(&self, client: usize, f: impl FnOnce(&Record) -> R) -> Option<R> {
         let log = self.log.borrow();
-        log.by_peer.get(&peer).map(|id| f(&log.records[id]))
+        log.by_client.get(&client).map(|key| f(&log.records[key]))
     }
 
     /// Lets the app take another sip of every connection.
@@ -127,13 +153,13 @@ impl TestApp {
         log.wake = log.order.clone();
     }
 
-    /// The app loses patience with the connection from `peer`, if it is still open.
-    pub fn abort(&self, peer: SocketAddr) {
+    /// The app loses patience with the connection of this client, if it is still open.
+    pub fn abort(&self, client: usize) {
         let mut log = self.log.borrow_mut();
-        if let Some(&id) = log.by_peer.get(&peer)
-            && log.records[&id].closed.is_none()
+        if let Some(&key) = log.by_client.get(&client)
+            && log.records[&key].closed.is_none()
         {
-            log.abort.push(id);
+            log.abort.push(key);
         }
     }
 
@@ -151,7 +177,7 @@ impl TestApp {
     pub fn work(&self, conn: &mut Conn<'_>) {
         let mut log = self.log.borrow_mut();
         let all = log.behaviour;
-        let Some(record) = log.records.get_mut(&conn.id()) else {
+        let Some(record) = log.records.get_mut(&self.key(conn.id())) else {
             panic!("a callback for {:?}, which was never opened", conn.id());
         };
         assert_eq!(record.closed, None, "a callback after on_closed");
@@ -211,16 +237,23 @@ impl App for TestApp {
     fn on_open(&mut self, conn: &mut Conn<'_>) {
         {
             let mut log = self.log.borrow_mut();
-            log.order.push(conn.id());
-            let sip_bytes = log.sips.get(&conn.peer_addr()).copied();
+            let (key, visitor) = (self.key(conn.id()), log.visitor);
+            log.order.push(key);
+            let sip_bytes = visitor.and_then(|c| log.sips.get(&c).copied());
             let record = Record {
-                behaviour: log.for_peer.get(&conn.peer_addr()).copied(),
+                behaviour: visitor.and_then(|c| log.for_client.get(&c).copied()),
                 sip_bytes,
                 granted: sip_bytes.unwrap_or(0),
                 ..Record::default()
             };
-            log.by_peer.insert(conn.peer_addr(), conn.id());
-            let before = log.records.insert(conn.id(), record);
+            if let Some(client) = visitor {
+                let before = log.by_client.insert(client, key);
+                assert!(
+                    before.is_none(),
+                    "client {client} opened a second connection"
+                );
+            }
+            let before = log.records.insert(key, record);
             assert!(before.is_none(), "{:?} was used before", conn.id());
         }
         self.work(conn);
@@ -238,7 +271,7 @@ impl App for TestApp {
         let mut log = self.log.borrow_mut();
         let record = log
             .records
-            .get_mut(&id)
+            .get_mut(&self.key(id))
             .expect("on_closed of a connection that was opened");
         assert_eq!(record.closed, None, "on_closed twice");
         record.closed = Some(cause);
@@ -255,11 +288,11 @@ impl Readiness for TestApp {
     }
 
     fn poll(&mut self, _now: Instant, conns: &mut Conns<'_>) -> bool {
-        let wake = std::mem::take(&mut self.log.borrow_mut().wake);
+        let wake = self.take_mine(|log| &mut log.wake);
         for id in &wake {
             conns.with(*id, |conn| self.work(conn));
         }
-        let abort = std::mem::take(&mut self.log.borrow_mut().abort);
+        let abort = self.take_mine(|log| &mut log.abort);
         for id in &abort {
             conns.with(*id, |conn| conn.abort());
         }

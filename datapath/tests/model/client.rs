@@ -302,14 +302,7 @@ impl Client {
 
     /// The host is gone without a word.
     pub fn vanish(&mut self) {
-        for s in &mut self.subflows {
-            s.vanished = true;
-            s.answer_due = None;
-            if s.alive() {
-                s.state = State::Gone;
-                s.stop_timers();
-            }
-        }
+        self.subflows.iter_mut().for_each(Subflow::vanish);
         (self.data_timer, self.data_fin_timer, self.persist_timer) = (None, None, None);
     }
 
@@ -405,6 +398,16 @@ impl Client {
     /// Whether it uses this address.
     pub fn owns(&self, address: SocketAddr) -> bool {
         self.subflows.iter().any(|s| s.local == address)
+    }
+
+    /// The latest subflow on `iface` that is over and whose address and port are free.
+    pub fn last_over(&mut self, iface: IfaceId) -> Option<&mut Subflow> {
+        let over = |s: &Subflow| s.iface == iface && (!s.alive() || s.finished());
+        let used = |s: &Subflow, later: &[Subflow]| later.iter().any(|l| l.local == s.local);
+        let i = (0..self.subflows.len()).rfind(|&i| {
+            over(&self.subflows[i]) && !used(&self.subflows[i], &self.subflows[i + 1..])
+        })?;
+        Some(&mut self.subflows[i])
     }
 
     /// Its streams or subflows were cut off by timeouts of its own.

@@ -93,7 +93,11 @@ pub enum Fate {
 /// A frame that has arrived.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Arrival {
+    /// Frames are numbered as they are sent.
+    pub number: u64,
     pub to: Side,
+    /// A client's frame: its place among the clients and the subflow.
+    pub from: Option<(usize, usize)>,
     pub iface: IfaceId,
     pub frame: Vec<u8>,
     pub corrupted: bool,
@@ -104,7 +108,6 @@ pub struct Arrival {
 struct Flight {
     at: Instant,
     /// Frames of one moment arrive in the order in which they were sent.
-    order: u64,
     arrival: Arrival,
 }
 
@@ -154,7 +157,19 @@ impl Net {
         self.rng = Rng(seed);
     }
 
-    pub fn send(&mut self, now: Instant, to: Side, iface: IfaceId, mut frame: Vec<u8>) -> Fate {
+    /// The number of the next frame.
+    pub fn next_number(&self) -> u64 {
+        self.sent + 1
+    }
+
+    pub fn send(
+        &mut self,
+        now: Instant,
+        to: Side,
+        from: Option<(usize, usize)>,
+        iface: IfaceId,
+        mut frame: Vec<u8>,
+    ) -> Fate {
         let i = usize::from(iface.0);
         let path = self.paths[i];
         if self.is_chosen(to, iface) {
@@ -212,14 +227,14 @@ impl Net {
         let mut fate = Fate::Arrives;
         if self.rng.permille(path.duplicate_permille) {
             fate = Fate::Twice;
-            self.push(at + path.delay / 2, to, iface, frame.clone(), false);
+            self.push(at + path.delay / 2, to, from, iface, frame.clone(), false);
         }
         let corrupted = path.corrupt_permille > 0 && self.rng.permille(path.corrupt_permille);
         if corrupted {
             fate = Fate::Corrupted;
             corrupt(&mut self.rng, &mut frame);
         }
-        self.push(at, to, iface, frame, corrupted);
+        self.push(at, to, from, iface, frame, corrupted);
         fate
     }
 
@@ -241,13 +256,22 @@ impl Net {
         false
     }
 
-    fn push(&mut self, at: Instant, to: Side, iface: IfaceId, frame: Vec<u8>, corrupted: bool) {
+    fn push(
+        &mut self,
+        at: Instant,
+        to: Side,
+        from: Option<(usize, usize)>,
+        iface: IfaceId,
+        frame: Vec<u8>,
+        corrupted: bool,
+    ) {
         self.sent += 1;
         self.flights.push(Reverse(Flight {
             at,
-            order: self.sent,
             arrival: Arrival {
+                number: self.sent,
                 to,
+                from,
                 iface,
                 frame,
                 corrupted,

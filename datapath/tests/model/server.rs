@@ -1,89 +1,201 @@
-//! The engine under test with one service on every path.
+//! The engines under test with their services on every path.
 
 use super::apps::TestApp;
-use super::sim::SimConfig;
+use super::sim::{Family, SERVICE_PORT, SimConfig};
 use mpx_datapath::engine::{
-    Buffers, Engine, EngineConfig, EngineReport, InterfaceConfig, JoinPolicy, ServiceConfig,
+    Buffers, Engine, EngineConfig, EngineReport, InterfaceConfig, JoinPolicy, Patience,
+    ServiceConfig,
 };
+use mpx_datapath::metrics::Metrics;
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
+use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::time::Instant;
+use mpx_datapath::wire::frame::Segment;
+use mpx_datapath::wire::mptcp::MpJoin;
+use mpx_datapath::wire::tcp::TcpFlags;
+use std::collections::HashMap;
+use std::net::SocketAddr;
 
 const MTU: usize = 1500;
 
+/// A service beside the one that every simulation has. Its addresses are of both families.
+#[derive(Clone, Copy, Debug)]
+pub struct ServiceSetup {
+    pub port: u16,
+    pub checksum: bool,
+    pub patience: Patience,
+    pub congestion: Algorithm,
+    pub ecn: bool,
+}
+
 pub struct Server {
+    /// The first, and as a rule the only one.
     pub engine: Engine,
+    /// The others, each an owner of its own.
+    others: Vec<Engine>,
+    /// Which engine has the flow between client and server.
+    homes: HashMap<(SocketAddr, SocketAddr), usize>,
     now: Instant,
 }
 
 impl Server {
     pub fn new(config: &SimConfig, now: Instant, app: TestApp) -> Server {
-        let paths = 0..config.paths.len();
-        let service = ServiceConfig {
-            name: "test".into(),
-            listen: paths
-                .clone()
-                .map(|path| config.family.server(path))
-                .collect(),
-            checksum: config.checksum,
-            joins: JoinPolicy::AnyPort,
-            congestion: config.congestion,
-            ecn: config.ecn,
-            patience: config.patience,
-        };
-        let interfaces = paths.map(|_| InterfaceConfig { mtu: MTU }).collect();
-        let mut engine = EngineConfig::new(interfaces, vec![service]);
-        engine.buffers = Buffers {
-            receive_initial_bytes: config.receive_initial_bytes,
-            receive_max_bytes: config.receive_buffer_bytes,
-            send_initial_bytes: config.send_initial_bytes,
-            send_max_bytes: config.send_buffer_bytes,
-        };
-        engine.subflows_per_connection_max = config.subflows_max;
-        engine.connections_max = config.connections_max;
-        engine.half_open_max = config.half_open_max;
-        engine.time_wait_max = config.time_wait_max;
-        let entropy = Box::new(ChaChaEntropy::deterministic(config.seed));
+        let owners = 1 + config.more_engines;
+        let mut engines = (0..owners).map(|owner| {
+            let mut engine = engine_config(config);
+            (engine.owner, engine.owners) = (owner as u32, owners as u32);
+            let app = app.at_engine(owner);
+            let apps = engine.services.iter();
+            let apps = apps.map(|_| Box::new(app.clone()) as Box<_>).collect();
+            let seed = config.seed ^ (owner as u64) << 56;
+            let entropy = Box::new(ChaChaEntropy::deterministic(seed));
+            Engine::new(engine, apps, now, entropy)
+        });
         Server {
-            engine: Engine::new(engine, vec![Box::new(app)], now, entropy),
+            engine: engines.next().expect("there is one"),
+            others: engines.collect(),
+            homes: HashMap::new(),
             now,
         }
     }
 
+    pub fn engines(&self) -> impl Iterator<Item = &Engine> {
+        std::iter::once(&self.engine).chain(&self.others)
+    }
+
+    fn engines_mut(&mut self) -> impl Iterator<Item = &mut Engine> {
+        std::iter::once(&mut self.engine).chain(&mut self.others)
+    }
+
+    /// One counter of all engines.
+    pub fn count(&self, counter: impl Fn(&Metrics) -> u64) -> u64 {
+        self.engines().map(|e| counter(&e.metrics)).sum()
+    }
+
     pub fn on_frame(&mut self, now: Instant, iface: IfaceId, frame: &[u8]) {
         self.now = now;
-        self.engine.on_frame(now, iface, frame);
+        let home = self.home(frame);
+        if let Some(engine) = self.engines_mut().nth(home) {
+            engine.on_frame(now, iface, frame);
+        }
+    }
+
+    /// The engine whose flow a frame belongs to. A SYN that joins goes to the owner of its token, any
+    /// other one by its addresses, and what follows goes to where the SYN went.
+    fn home(&mut self, frame: &[u8]) -> usize {
+        if self.others.is_empty() {
+            return 0;
+        }
+        let Ok(segment) = Segment::parse(frame) else {
+            return 0;
+        };
+        let owners = 1 + self.others.len() as u32;
+        let from = SocketAddr::new(segment.src, segment.tcp.src_port);
+        let to = SocketAddr::new(segment.dst, segment.tcp.dst_port);
+        let by_address = usize::from(from.port() ^ to.port()) % owners as usize;
+        if segment.tcp.flags.contains(TcpFlags::SYN) {
+            let home = match segment.tcp.options.mptcp.join {
+                Some(MpJoin::Syn { token, .. }) => mpx_ebpf::owner_of(token, owners) as usize,
+                _ => by_address,
+            };
+            self.homes.insert((from, to), home);
+        }
+        let home = self.homes.get(&(from, to)).copied();
+        home.unwrap_or(by_address)
     }
 
     pub fn on_timeout(&mut self, now: Instant) {
         self.now = now;
-        self.engine.on_timeout(now);
+        self.engines_mut().for_each(|e| e.on_timeout(now));
+    }
+
+    pub fn poll_apps(&mut self, now: Instant) {
+        for engine in self.engines_mut() {
+            engine.poll_apps(now);
+        }
     }
 
     pub fn next_timeout(&self) -> Option<Instant> {
-        self.engine.next_timeout()
+        self.engines().filter_map(Engine::next_timeout).min()
     }
 
     pub fn poll_transmit(&mut self, now: Instant, iface: IfaceId, frame: &mut [u8]) -> usize {
-        self.engine.poll_transmit(now, iface, frame)
+        self.engines_mut()
+            .map(|engine| engine.poll_transmit(now, iface, frame))
+            .find(|len| *len > 0)
+            .unwrap_or(0)
     }
 
     /// No connection, flow or token is left, nor anything in TIME-WAIT.
     pub fn is_empty(&self) -> bool {
-        let report = self.report(0);
-        report.connections + report.half_open + report.flows + report.tokens + report.time_wait == 0
+        self.reports(0)
+            .all(|r| r.connections + r.half_open + r.flows + r.tokens + r.time_wait == 0)
     }
 
     pub fn describe(&self) -> String {
-        let counters = self.engine.metrics.entries();
-        let counters: Vec<_> = counters
-            .into_iter()
-            .filter(|(_, value)| *value > 0)
-            .collect();
-        format!("{:?}\n{counters:?}", self.report(4))
+        let of = |engine: &Engine| {
+            let counters = engine.metrics.entries();
+            let counters: Vec<_> = counters
+                .into_iter()
+                .filter(|(_, value)| *value > 0)
+                .collect();
+            format!("{:?}\n{counters:?}", engine.report(self.now, 4))
+        };
+        let engines: Vec<String> = self.engines().map(of).collect();
+        engines.join("\n")
     }
 
+    /// Of the first engine.
     pub fn report(&self, connections_max: usize) -> EngineReport {
         self.engine.report(self.now, connections_max)
     }
+
+    pub fn reports(&self, connections_max: usize) -> impl Iterator<Item = EngineReport> {
+        self.engines()
+            .map(move |e| e.report(self.now, connections_max))
+    }
+}
+
+fn engine_config(config: &SimConfig) -> EngineConfig {
+    let paths = 0..config.paths.len();
+    let listen = |families: &[Family], port: u16| {
+        let on_path = |path| families.iter().map(move |f| f.server_at(path, port));
+        paths.clone().flat_map(on_path).collect()
+    };
+    let first = ServiceConfig {
+        name: "test".into(),
+        listen: listen(&[config.family], SERVICE_PORT),
+        checksum: config.checksum,
+        joins: JoinPolicy::AnyPort,
+        patience: config.patience,
+        congestion: config.congestion,
+        ecn: config.ecn,
+    };
+    let more = config.more_services.iter().map(|more| ServiceConfig {
+        name: format!("port {}", more.port),
+        listen: listen(&[Family::V4, Family::V6], more.port),
+        checksum: more.checksum,
+        joins: JoinPolicy::ServicePorts,
+        patience: more.patience,
+        congestion: more.congestion,
+        ecn: more.ecn,
+    });
+    let services = std::iter::once(first).chain(more).collect();
+    let interfaces = paths
+        .clone()
+        .map(|_| InterfaceConfig { mtu: MTU })
+        .collect();
+    let mut engine = EngineConfig::new(interfaces, services);
+    engine.buffers = Buffers {
+        receive_initial_bytes: config.receive_initial_bytes,
+        receive_max_bytes: config.receive_buffer_bytes,
+        send_initial_bytes: config.send_initial_bytes,
+        send_max_bytes: config.send_buffer_bytes,
+    };
+    engine.subflows_per_connection_max = config.subflows_max;
+    engine.connections_max = config.connections_max;
+    engine.half_open_max = config.half_open_max;
+    engine.time_wait_max = config.time_wait_max;
+    engine
 }

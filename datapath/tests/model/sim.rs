@@ -7,7 +7,8 @@
 use super::apps::{Behaviour, TestApp};
 use super::client::{Client, ClientConfig};
 use super::net::{Arrival, Net, Path, Side};
-use super::server::Server;
+use super::server::{Server, ServiceSetup};
+use super::subflow::Again;
 use super::trace::{self, Tracer};
 use mpx_datapath::engine::Patience;
 use mpx_datapath::port::memory::{MemoryConfig, MemoryPort};
@@ -26,7 +27,8 @@ use std::rc::Rc;
 const PATIENCE: Duration = Duration::from_secs(1800);
 /// Turns without any time passing, after which something goes round in circles.
 const TURNS_MAX: u32 = 20_000;
-const SERVICE_PORT: u16 = 80;
+/// Of the service that every simulation has.
+pub const SERVICE_PORT: u16 = 80;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -37,7 +39,18 @@ pub enum Family {
 impl Family {
     /// The service's address on a path.
     pub fn server(self, path: usize) -> SocketAddr {
-        SocketAddr::new(self.host(path, 2), SERVICE_PORT)
+        self.server_at(path, SERVICE_PORT)
+    }
+
+    pub fn server_at(self, path: usize, port: u16) -> SocketAddr {
+        SocketAddr::new(self.host(path, 2), port)
+    }
+
+    pub fn of(address: SocketAddr) -> Family {
+        match address {
+            SocketAddr::V4(_) => Family::V4,
+            SocketAddr::V6(_) => Family::V6,
+        }
     }
 
     pub fn host(self, path: usize, host: u16) -> IpAddr {
@@ -57,6 +70,9 @@ pub struct SimConfig {
     pub family: Family,
     pub seed: u64,
     pub app: Behaviour,
+    pub more_services: Vec<ServiceSetup>,
+    /// Engines beside the first.
+    pub more_engines: usize,
     /// Flag A of the server's MP_CAPABLE.
     pub checksum: bool,
     /// Of the server.
@@ -86,6 +102,8 @@ impl SimConfig {
             family: Family::V4,
             seed: 1,
             app,
+            more_services: Vec::new(),
+            more_engines: 0,
             checksum: false,
             congestion: Algorithm::default(),
             ecn: true,
@@ -162,14 +180,14 @@ impl Sim {
 
     /// Starts a client on a host of its own; returns its index.
     pub fn connect(&mut self, client: ClientConfig) -> usize {
-        let local = self.next_local();
+        let local = self.next_local(Family::of(client.server));
         self.connect_from(client, local)
     }
 
     /// An address on path 0 that no client has.
-    pub fn next_local(&mut self) -> SocketAddr {
+    pub fn next_local(&mut self, family: Family) -> SocketAddr {
         self.hosts += 1;
-        SocketAddr::new(self.config.family.host(0, self.hosts), 40_000)
+        SocketAddr::new(family.host(0, self.hosts), 40_000)
     }
 
     pub fn connect_from(&mut self, client: ClientConfig, local: SocketAddr) -> usize {
@@ -179,18 +197,44 @@ impl Sim {
         self.clients.len() - 1
     }
 
-    /// Starts another subflow of a client, from its address on `path` to the server's there.
-    pub fn join(&mut self, c: usize, path: usize) -> usize {
-        self.join_as(c, path, false)
+    /// Starts a client at the address and port of another one, which is not heard of any more.
+    pub fn connect_again(&mut self, client: ClientConfig, before: usize, again: Again) -> usize {
+        let gone = &mut self.clients[before];
+        gone.vanish();
+        let local = gone.subflows[0].local;
+        let iss = again.initial_sequence(&gone.subflows[0]);
+        let mut client = Client::new(client);
+        client.connect(local, IfaceId(0));
+        client.subflows[0].comes_again(iss);
+        self.clients.push(client);
+        self.clients.len() - 1
     }
 
-    pub fn join_as(&mut self, c: usize, path: usize, backup: bool) -> usize {
+    /// Starts another subflow of a client, from its address on `path` to the server's there.
+    pub fn join(&mut self, c: usize, path: usize) -> usize {
+        self.join_as(c, path, false, None)
+    }
+
+    /// With `again` from the address and port of a subflow on the same path that is over, if there
+    /// is one.
+    pub fn join_as(&mut self, c: usize, path: usize, backup: bool, again: Option<Again>) -> usize {
         let client = &mut self.clients[c];
         let n = client.subflows.len();
-        let host = self.config.family.host(path, 1000 + c as u16);
+        let family = Family::of(client.config.server);
+        let host = family.host(path, 1000 + c as u16);
         let local = SocketAddr::new(host, 50_000 + n as u16);
-        let server = self.config.family.server(path);
-        client.join(local, server, IfaceId(path as u8), backup)
+        let server = family.server_at(path, client.config.server.port());
+        let iface = IfaceId(path as u8);
+        let before = again.and_then(|again| {
+            let s = client.last_over(iface)?;
+            s.vanish();
+            Some((s.local, again.initial_sequence(s)))
+        });
+        let i = client.join(before.map_or(local, |b| b.0), server, iface, backup);
+        if let Some((_, iss)) = before {
+            client.subflows[i].comes_again(iss);
+        }
+        i
     }
 
     /// Goes on until `done`.
@@ -278,14 +322,15 @@ impl Sim {
             match arrival.to {
                 Side::Server => {
                     self.corrupted_to_server += u64::from(arrival.corrupted);
-                    if let Ok(segment) = Segment::parse(&arrival.frame) {
-                        let from = SocketAddr::new(segment.src, segment.tcp.src_port);
-                        if let Some(client) = self.clients.iter_mut().find(|c| c.owns(from)) {
-                            client.on_arrival_at_server(now, &segment);
-                        }
+                    if let Some((c, i)) = arrival.from
+                        && let Ok(segment) = Segment::parse(&arrival.frame)
+                    {
+                        self.clients[c].on_arrival_at_server(now, i, &segment);
                     }
+                    self.app.log.borrow_mut().visitor = arrival.from.map(|from| from.0);
                     let taken = self.port.inner_mut().inject(arrival.iface, &arrival.frame);
                     assert!(taken, "port is full");
+                    self.receive();
                 }
                 Side::Client => self.deliver(&arrival),
             }
@@ -293,14 +338,8 @@ impl Sim {
         for client in &mut self.clients {
             client.on_timeout(now);
         }
-        let server = &mut self.server;
-        while self
-            .port
-            .receive(&mut |iface, frame| server.on_frame(now, iface, frame))
-            > 0
-        {}
-        server.on_timeout(now);
-        server.engine.poll_apps(now);
+        self.server.on_timeout(now);
+        self.server.poll_apps(now);
         for iface in (0..self.config.paths.len()).map(|i| IfaceId(i as u8)) {
             let mut more = true;
             while more {
@@ -314,23 +353,34 @@ impl Sim {
                 self.port.flush();
                 if let Some(frame) = self.port.inner_mut().take(iface) {
                     self.watch(&frame);
-                    self.send(Side::Client, iface, frame);
+                    self.send(Side::Client, None, iface, frame);
                 }
             }
         }
         for c in 0..self.clients.len() {
-            while let Some((iface, frame)) = self.clients[c].poll_transmit(now) {
-                self.send(Side::Server, iface, frame);
+            while let Some((i, frame)) = self.clients[c].poll_transmit(now) {
+                let iface = self.clients[c].subflows[i].iface;
+                self.send(Side::Server, Some((c, i)), iface, frame);
             }
         }
     }
 
-    fn send(&mut self, to: Side, iface: IfaceId, frame: Vec<u8>) {
+    /// The engines take in what is in the port.
+    fn receive(&mut self) {
+        let (server, now) = (&mut self.server, self.now);
+        while self
+            .port
+            .receive(&mut |iface, frame| server.on_frame(now, iface, frame))
+            > 0
+        {}
+    }
+
+    fn send(&mut self, to: Side, from: Option<(usize, usize)>, iface: IfaceId, frame: Vec<u8>) {
         match &mut self.tracer {
-            None => drop(self.net.send(self.now, to, iface, frame)),
+            None => drop(self.net.send(self.now, to, from, iface, frame)),
             Some(tracer) => {
                 let line = tracer.line(self.now, to, iface, &frame);
-                let fate = self.net.send(self.now, to, iface, frame);
+                let fate = self.net.send(self.now, to, from, iface, frame);
                 eprintln!("{line}{}", trace::describe(fate));
             }
         }
@@ -342,12 +392,13 @@ impl Sim {
             panic!("the server sent a frame that cannot be read: {frame:02x?}");
         };
         let to = SocketAddr::new(segment.dst, segment.tcp.dst_port);
-        if let Some(client) = self.clients.iter_mut().find(|c| c.owns(to)) {
-            client.on_departure(&segment);
+        let number = self.net.next_number();
+        if let Some(client) = self.clients.iter_mut().rfind(|c| c.owns(to)) {
+            client.on_departure(number, &segment);
         }
     }
 
-    /// To the client that has the frame's address; to nobody if it is gone.
+    /// To the latest client that has the frame's address; to nobody if there is none.
     fn deliver(&mut self, arrival: &Arrival) {
         let segment = match Segment::parse(&arrival.frame) {
             Ok(_) if arrival.corrupted => panic!("nobody notices: {:02x?}", arrival.frame),
@@ -359,8 +410,8 @@ impl Sim {
             ),
         };
         let to = SocketAddr::new(segment.dst, segment.tcp.dst_port);
-        if let Some(client) = self.clients.iter_mut().find(|c| c.owns(to)) {
-            client.on_segment_arrived(self.now, arrival.iface, &segment);
+        if let Some(client) = self.clients.iter_mut().rfind(|c| c.owns(to)) {
+            client.on_segment_arrived(self.now, arrival.iface, arrival.number, &segment);
         }
     }
 

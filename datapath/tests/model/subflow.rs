@@ -98,6 +98,32 @@ impl Sent {
     }
 }
 
+/// Where the sequence numbers of a flow begin that was there before with the same addresses and
+/// ports. What is left of the old one in the network is far from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// Beyond those of the old one, as RFC 9293 §3.4.1 and RFC 6528 want it.
+    Newer,
+    /// Before them: only a timestamp can tell that it is no old SYN.
+    Older,
+}
+
+/// Neither is a multiple of the other, so that flows which go to and fro do not meet.
+const FORWARD: u32 = 0x1357_9bdf;
+const BACK: u32 = 0x0d15_ea5e;
+
+impl Again {
+    pub fn initial_sequence(self, old: &Subflow) -> u32 {
+        match self {
+            Again::Newer => old
+                .iss
+                .wrapping_add(old.snd_nxt as u32)
+                .wrapping_add(FORWARD),
+            Again::Older => old.iss.wrapping_sub(BACK),
+        }
+    }
+}
+
 /// Signals for the next segment without text. They are not repeated.
 #[derive(Debug, Default)]
 pub struct Signals {
@@ -129,6 +155,10 @@ pub struct Subflow {
     pub state: State,
     pub iss: u32,
     pub irs: u32,
+    /// Its addresses and ports were in use before: frames with numbers before `born` are not for it.
+    pub reused: bool,
+    /// The number of the first SYN/ACK that answered it.
+    pub born: Option<u64>,
     pub snd_una: u64,
     pub snd_nxt: u64,
     pub rcv_nxt: u64,
@@ -211,6 +241,8 @@ impl Subflow {
             state: State::SynSent,
             iss,
             irs: 0,
+            reused: false,
+            born: None,
             snd_una: 0,
             snd_nxt: 1,
             rcv_nxt: 0,
@@ -249,6 +281,20 @@ impl Subflow {
             arrivals: 0,
             duplicate_acks: 0,
         }
+    }
+
+    pub fn comes_again(&mut self, iss: u32) {
+        (self.iss, self.reused) = (iss, true);
+    }
+
+    /// It is gone without a word.
+    pub fn vanish(&mut self) {
+        self.vanished = true;
+        self.answer_due = None;
+        if self.alive() {
+            self.state = State::Gone;
+        }
+        self.stop_timers();
     }
 
     pub fn alive(&self) -> bool {

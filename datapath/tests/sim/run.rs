@@ -1,13 +1,13 @@
 //! One seed from the first frame to the last, and what must hold meanwhile and afterwards.
 
-use crate::model::client::Mode;
-use crate::model::sim::Sim;
+use crate::model::client::{Client, Mode};
+use crate::model::sim::{Family, Sim};
 use crate::model::subflow::{Role, State};
 use crate::model::{effort, stream};
 use crate::scenario::{Abort, Close, Leave, Plan, Reading, Scenario, Signal, healed};
 use mpx_datapath::app::CloseCause;
+use mpx_datapath::engine::EngineReport;
 use mpx_datapath::time::{Duration, Instant};
-use std::net::SocketAddr;
 use std::num::NonZero;
 
 /// How often clients and apps look at what they have to do.
@@ -45,7 +45,8 @@ struct Runner<'a> {
 /// A client while it plays its part.
 struct Actor<'a> {
     plan: &'a Plan,
-    local: SocketAddr,
+    /// When it starts, once that is known.
+    starts: Option<Duration>,
     upload: Vec<u8>,
     /// Its place among the simulation's clients, once it has started.
     client: Option<usize>,
@@ -57,39 +58,36 @@ struct Actor<'a> {
     signals: usize,
     left: bool,
     aborted: bool,
+    /// Somebody else came with its address and port,
+    replaced: bool,
+    /// and the server was not done with it.
+    cut_short: bool,
     /// Only one of the two ends knew of the end when last looked at.
     left_alone: bool,
 }
 
 /// Plays a scenario. Panics when something happens that may not.
 pub fn play(scenario: &Scenario) -> Outcome {
-    let mut sim = Sim::new(scenario.sim.clone());
+    let sim = Sim::new(scenario.sim.clone());
     let actors = scenario
         .clients
         .iter()
-        .map(|plan| {
-            let local = sim.next_local();
-            let mut log = sim.app.log.borrow_mut();
-            log.for_peer.insert(local, plan.app);
-            if let Some(sip) = plan.sip_bytes {
-                log.sips.insert(local, sip);
-            }
-            drop(log);
-            Actor {
-                plan,
-                local,
-                upload: stream(plan.config.seed, plan.upload_bytes),
-                client: None,
-                written: 0,
-                closed: false,
-                joins: 0,
-                leaves: 0,
-                resizes: 0,
-                signals: 0,
-                left: false,
-                aborted: false,
-                left_alone: false,
-            }
+        .map(|plan| Actor {
+            plan,
+            starts: plan.after.is_none().then_some(plan.start),
+            upload: stream(plan.config.seed, plan.upload_bytes),
+            client: None,
+            written: 0,
+            closed: false,
+            joins: 0,
+            leaves: 0,
+            resizes: 0,
+            signals: 0,
+            left: false,
+            aborted: false,
+            replaced: false,
+            cut_short: false,
+            left_alone: false,
         })
         .collect();
     let mut runner = Runner {
@@ -161,10 +159,50 @@ impl Runner<'_> {
 
     /// Everybody does what is due.
     fn act(&mut self, passed: Duration, faults: bool) {
-        for actor in &mut self.actors {
-            if actor.plan.start <= passed {
-                actor.act(&mut self.sim, passed - actor.plan.start, faults);
+        for i in 0..self.actors.len() {
+            let actor = &self.actors[i];
+            let (plan, starts) = (actor.plan, actor.starts);
+            if starts.is_some_and(|at| at <= passed) && actor.client.is_none() {
+                self.start(i, faults);
             }
+            if let Some((before, _)) = plan.after
+                && starts.is_none()
+                && self.is_over(before)
+            {
+                self.actors[i].starts = Some(passed + plan.start);
+            }
+            self.actors[i].act(&mut self.sim, passed, faults);
+        }
+    }
+
+    /// The client is done, as far as it knows.
+    fn is_over(&self, i: usize) -> bool {
+        let client = self.actors[i].client.map(|c| &self.sim.clients[c]);
+        client.is_some_and(Client::closed)
+    }
+
+    fn start(&mut self, i: usize, faults: bool) {
+        let plan = self.actors[i].plan;
+        let config = plan.config.clone();
+        let before = plan.after.map(|(before, again)| {
+            let client = self.actors[before].client;
+            (before, client.expect("it was over"), again)
+        });
+        let c = match before {
+            None => self.sim.connect(config),
+            Some((_, c, again)) => self.sim.connect_again(config, c, again),
+        };
+        if let Some((before, gone, _)) = before {
+            let done = self.sim.app.with_client(gone, |r| r.closed.is_some());
+            self.actors[before].replaced = true;
+            self.actors[before].cut_short = done != Some(true);
+        }
+        self.sim.clients[c].set_reading(plan.reading == Reading::Eager);
+        self.actors[i].client = Some(c);
+        let mut log = self.sim.app.log.borrow_mut();
+        log.for_client.insert(c, plan.app);
+        if let Some(sip) = plan.sip_bytes.filter(|_| faults) {
+            log.sips.insert(c, sip);
         }
     }
 
@@ -174,7 +212,7 @@ impl Runner<'_> {
         for actor in &mut self.actors {
             let Some(c) = actor.client else { continue };
             let client = &mut self.sim.clients[c];
-            let cause = self.sim.app.with_peer(actor.local, |r| r.closed);
+            let cause = self.sim.app.with_client(c, |r| r.closed);
             let left_alone = match cause {
                 Some(None) => client.closed(),
                 Some(Some(_)) => !client.closed(),
@@ -185,7 +223,7 @@ impl Runner<'_> {
                 continue;
             }
             if client.closed() {
-                self.sim.app.abort(actor.local);
+                self.sim.app.abort(c);
             } else {
                 client.fastclose();
             }
@@ -193,20 +231,22 @@ impl Runner<'_> {
     }
 
     fn all_done(&self) -> bool {
+        let closed = |c| self.sim.app.with_client(c, |r| r.closed.is_some());
         self.actors.iter().all(|a| {
-            a.client.is_some_and(|c| self.sim.clients[c].closed())
-                && self
-                    .sim
-                    .app
-                    .with_peer(a.local, |r| r.closed.is_some())
-                    .unwrap_or(true)
+            a.client
+                .is_some_and(|c| self.sim.clients[c].closed() && closed(c).unwrap_or(true))
         })
     }
 
     /// Limits that are never passed, and acknowledgments that are never ahead of delivery.
     fn check_limits(&self) {
+        for report in self.sim.server.reports(usize::MAX) {
+            self.check_limits_of(&report);
+        }
+    }
+
+    fn check_limits_of(&self, report: &EngineReport) {
         let config = &self.scenario.sim;
-        let report = self.sim.server.report(usize::MAX);
         assert!(report.connections <= config.connections_max, "{report:?}");
         assert!(report.half_open <= config.half_open_max, "{report:?}");
         assert!(report.time_wait <= config.time_wait_max, "{report:?}");
@@ -218,9 +258,15 @@ impl Runner<'_> {
                     && conn.subflows.len() <= config.subflows_max,
                 "a limit is passed: {conn:?}"
             );
-            let actor = self.actors.iter().find(|a| a.local == conn.peer);
-            let delivered = self.sim.app.with_peer(conn.peer, |r| r.received.len());
-            if let (Some(c), Some(delivered)) = (actor.and_then(|a| a.client), delivered) {
+            let is_peer = |c: &Client| c.subflows[0].local == conn.peer;
+            let mut clients = self.sim.clients.iter();
+            let Some(c) = clients.position(is_peer) else {
+                continue;
+            };
+            // Of several with that address the report does not say which one it means.
+            let only = !clients.any(is_peer);
+            let delivered = self.sim.app.with_client(c, |r| r.received.len());
+            if let (true, Some(delivered)) = (only, delivered) {
                 let client = &self.sim.clients[c];
                 let acknowledged = client.acknowledged().min(client.written());
                 assert!(
@@ -242,20 +288,21 @@ impl Runner<'_> {
             server.next_timeout(),
             self.sim.now
         );
-        let metrics = &server.engine.metrics;
-        let noticed = metrics.drop_truncated
-            + metrics.drop_not_tcp
-            + metrics.drop_fragment
-            + metrics.drop_bad_header
-            + metrics.drop_bad_ip_checksum
-            + metrics.drop_bad_tcp_checksum
-            + metrics.drop_too_deep;
+        let noticed = server.count(|m| {
+            m.drop_truncated
+                + m.drop_not_tcp
+                + m.drop_fragment
+                + m.drop_bad_header
+                + m.drop_bad_ip_checksum
+                + m.drop_bad_tcp_checksum
+                + m.drop_too_deep
+        });
         assert_eq!(
             noticed, self.sim.corrupted_to_server,
             "frames dropped as damaged, and frames that were"
         );
         let timeouts =
-            metrics.subflow_timeouts + metrics.give_up_timeouts + metrics.syn_ack_timeouts;
+            server.count(|m| m.subflow_timeouts + m.give_up_timeouts + m.syn_ack_timeouts);
         let mut outcome = Outcome::default();
         for actor in &self.actors {
             actor.judge(&self.sim, timeouts > 0, &mut outcome);
@@ -267,14 +314,13 @@ impl Runner<'_> {
 impl Actor<'_> {
     fn act(&mut self, sim: &mut Sim, passed: Duration, faults: bool) {
         let plan = self.plan;
-        let c = *self.client.get_or_insert_with(|| {
-            let c = sim.connect_from(plan.config.clone(), self.local);
-            sim.clients[c].set_reading(plan.reading == Reading::Eager);
-            c
-        });
-        if self.aborted {
+        let (Some(c), Some(starts)) = (self.client, self.starts) else {
+            return;
+        };
+        if self.aborted || self.replaced {
             return;
         }
+        let passed = passed - starts;
         if let Some((at, how)) = plan.abort
             && at <= passed
         {
@@ -310,7 +356,7 @@ impl Actor<'_> {
             self.joins += 1;
             let over = client_is_closing(sim, c);
             if !over {
-                sim.join_as(c, join.path, join.backup);
+                sim.join_as(c, join.path, join.backup, join.again);
             }
         }
         while let Some((_, signal)) = plan.signals.get(self.signals).filter(|s| s.0 <= passed) {
@@ -356,7 +402,7 @@ impl Actor<'_> {
             return;
         };
         // An address that nothing uses: nobody has to be there.
-        let unused = sim.config.family.host(0, 9);
+        let unused = Family::of(self.plan.config.server).host(0, 9);
         let client = &mut sim.clients[c];
         match signal {
             Signal::Priority { on, backup } => client.prioritise(open[on % of], backup),
@@ -397,12 +443,12 @@ impl Actor<'_> {
             false => stream(self.plan.app.seed, self.plan.app.send_bytes),
         };
         assert_prefix("the client", client.received(), &expected);
+        let local = client.subflows[0].local;
         assert_eq!(
             client.beyond_window, 0,
-            "octets from beyond the window of {}",
-            self.local
+            "octets from beyond the window of {local}"
         );
-        let record = sim.app.with_peer(self.local, Clone::clone);
+        let record = sim.app.with_client(c, Clone::clone);
         let delivered = record.as_ref().map_or(0, |r| r.received.len());
         if let Some(record) = &record {
             assert_prefix("the app", &record.received, &self.upload);
@@ -414,8 +460,7 @@ impl Actor<'_> {
             let acknowledged = client.acknowledged().min(client.written());
             assert!(
                 delivered as u64 >= acknowledged,
-                "{acknowledged} octets are acknowledged, {delivered} were delivered to {}",
-                self.local
+                "{acknowledged} octets are acknowledged, {delivered} were delivered to {local}"
             );
         }
         if self.aborted || (app_aborts && cause != Some(CloseCause::Finished)) {
@@ -430,11 +475,10 @@ impl Actor<'_> {
             outcome.whole += 1;
             return;
         }
-        let excused = timeouts || client.gave_up() || self.left;
+        let excused = timeouts || client.gave_up() || self.left || self.cut_short;
         assert!(
             excused,
-            "{} ended as {cause:?} with {delivered} of {} octets up and {} of {} down for no reason: {}",
-            self.local,
+            "{local} ended as {cause:?} with {delivered} of {} octets up and {} of {} down for no reason: {}",
             self.upload.len(),
             client.received().len(),
             expected.len(),

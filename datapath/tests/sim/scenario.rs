@@ -4,7 +4,10 @@ use crate::model::Rng;
 use crate::model::apps::Behaviour;
 use crate::model::client::{AckPolicy, ClientConfig, Quirks};
 use crate::model::net::{Path, Side};
+use crate::model::server::ServiceSetup;
 use crate::model::sim::{Family, SimConfig};
+use crate::model::subflow::Again;
+use mpx_datapath::engine::Patience;
 use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::time::Duration;
 
@@ -18,7 +21,7 @@ const SEGMENTS_MAX: usize = 2000;
 
 /// Draws of a seed, laid over each other. Each layer has a stream of its own: what is added in a new
 /// one leaves to every seed what it drew before.
-pub const LAYERS: u64 = 4;
+pub const LAYERS: u64 = 5;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -33,7 +36,10 @@ pub struct Scenario {
 /// What one client does.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// From the beginning on, or from when the client before it is done.
     pub start: Duration,
+    /// It has the address and port of that client, among the plans.
+    pub after: Option<(usize, Again)>,
     pub config: ClientConfig,
     pub app: Behaviour,
     /// What the app reads at a time, where it is slow.
@@ -57,6 +63,8 @@ pub struct Join {
     pub at: Duration,
     pub path: usize,
     pub backup: bool,
+    /// From the address and port of one that is over.
+    pub again: Option<Again>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +128,9 @@ impl Scenario {
         }
         if layers > 3 {
             Draw::new(seed, 3).marks(&mut scenario);
+        }
+        if layers > 4 {
+            Draw::new(seed, 4).places(&mut scenario);
         }
         scenario
     }
@@ -361,6 +372,7 @@ impl Draw {
                     at: self.millis(0, end),
                     path: self.below(paths),
                     backup: false,
+                    again: None,
                 });
             }
             for _ in 0..self.below(1 + joins.len()) {
@@ -388,6 +400,7 @@ impl Draw {
             write_bytes,
             reading,
             close,
+            after: None,
             joins,
             leaves,
             abort,
@@ -464,6 +477,83 @@ impl Draw {
                 path.mark_permille = self.magnitude(500) as u32;
             }
         }
+    }
+
+    /// Several services and engines; clients and subflows that come again from where others were.
+    fn places(&mut self, scenario: &mut Scenario) {
+        let sim = &mut scenario.sim;
+        if self.one_in(4) {
+            sim.more_engines = 1;
+        }
+        if self.one_in(3) {
+            for n in 0..1 + self.below(3) {
+                sim.more_services.push(ServiceSetup {
+                    port: 8000 + n as u16,
+                    checksum: self.one_in(2),
+                    patience: self.patience(sim.patience),
+                    congestion: self.pick(&Algorithm::ALL),
+                    ecn: self.one_in(2),
+                });
+            }
+        }
+        if self.one_in(3) {
+            let crowd = scenario.clients.len() > 3;
+            for _ in 0..1 + self.below(if crowd { 8 } else { 2 }) {
+                self.successor(scenario, crowd);
+            }
+        }
+        let services = &scenario.sim.more_services;
+        for plan in &mut scenario.clients {
+            for join in &mut plan.joins {
+                join.again = self.one_in(2).then(|| self.again());
+            }
+            if !services.is_empty() && plan.after.is_none() && !self.one_in(3) {
+                let family = self.pick(&[Family::V4, Family::V6]);
+                let service = services[self.below(services.len())];
+                plan.config.server = family.server_at(0, service.port);
+            }
+        }
+        // Who comes after somebody comes to the same place.
+        for i in 0..scenario.clients.len() {
+            if let Some((before, _)) = scenario.clients[i].after {
+                scenario.clients[i].config.server = scenario.clients[before].config.server;
+            }
+        }
+    }
+
+    fn patience(&mut self, usual: Patience) -> Patience {
+        Patience {
+            keepalive: self.one_in(2).then(|| self.millis(500, 20_000)),
+            keepalive_interval: self.millis(300, 5_000),
+            keepalive_probes: 2 + self.below(8) as u32,
+            user_timeout: self.one_in(3).then(|| self.millis(5_000, 60_000)),
+            ..usual
+        }
+    }
+
+    /// A client with the address and port of another one, after its end or its sudden silence.
+    fn successor(&mut self, scenario: &mut Scenario, crowd: bool) {
+        let n = scenario.clients.len();
+        let before = self.below(n);
+        let taken = |p: &Plan| p.after.is_some_and(|after| after.0 == before);
+        if scenario.clients.iter().any(taken) {
+            return;
+        }
+        let sim = &scenario.sim;
+        let (seed, paths) = (sim.seed, sim.paths.len());
+        let mut plan = self.plan(seed, n, sim.family, paths, scenario.faults, crowd);
+        plan.start = Duration::from_millis(self.magnitude(4_000) as u64);
+        plan.after = Some((before, self.again()));
+        scenario.clients.push(plan);
+        if self.one_in(2) {
+            let end = scenario.faults.as_millis() as usize;
+            let how = self.pick(&[Abort::Reset, Abort::Vanish, Abort::Vanish]);
+            scenario.clients[before].abort = Some((self.millis(0, end), how));
+        }
+    }
+
+    fn again(&mut self) -> Again {
+        self.pick(&[Again::Newer, Again::Newer, Again::Older])
     }
 
     fn signal(&mut self) -> Signal {

@@ -4,14 +4,20 @@ use super::super::subflow::unwrap;
 use super::*;
 
 impl Client {
-    pub fn on_segment_arrived(&mut self, now: Instant, iface: IfaceId, segment: &Segment<'_>) {
+    pub fn on_segment_arrived(
+        &mut self,
+        now: Instant,
+        iface: IfaceId,
+        number: u64,
+        segment: &Segment<'_>,
+    ) {
         let header = &segment.tcp;
         let to = SocketAddr::new(segment.dst, header.dst_port);
         let from = SocketAddr::new(segment.src, header.src_port);
         let Some(i) = self
             .subflows
             .iter()
-            .position(|s| s.local == to && s.remote == from)
+            .rposition(|s| s.local == to && s.remote == from)
         else {
             panic!("the server sent from {from} to {to}, where there is no subflow");
         };
@@ -22,7 +28,9 @@ impl Client {
         );
         let s = &mut self.subflows[i];
         let reset = header.flags.contains(TcpFlags::RST);
-        if !s.alive() {
+        if s.reused && s.born.is_some_and(|born| number < born) {
+            // Left over from an earlier flow.
+        } else if !s.alive() {
             if !s.vanished && !reset {
                 s.answer_due = Some(header.ack.0);
             }
@@ -46,6 +54,14 @@ impl Client {
             if acknowledged {
                 s.state = State::Reset(options.mptcp.tcprst.map(|r| r.reason));
                 s.timer = None;
+            }
+            return;
+        }
+        if s.reused && !acknowledged {
+            // RFC 9293 §3.10.7.3: the other side is still in a connection of old. A reset there lets
+            // our next SYN open a new one.
+            if header.flags.contains(TcpFlags::ACK) {
+                s.answer_due = Some(header.ack.0);
             }
             return;
         }

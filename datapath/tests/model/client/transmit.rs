@@ -4,13 +4,13 @@ use super::super::subflow::Signals;
 use super::*;
 
 impl Client {
-    /// The next frame to send now.
-    pub fn poll_transmit(&mut self, now: Instant) -> Option<(IfaceId, Vec<u8>)> {
+    /// The next frame to send now, and its subflow.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<(usize, Vec<u8>)> {
         for _ in 0..self.subflows.len() {
             let i = self.next_subflow % self.subflows.len();
             self.next_subflow += 1;
             if let Some(frame) = self.poll_subflow(now, i) {
-                return Some((self.subflows[i].iface, frame));
+                return Some((i, frame));
             }
         }
         None

@@ -38,18 +38,13 @@ impl Client {
     /// Of what reached the server: with all SACKed behind the only hole, three segments at least,
     /// nothing is in flight that could hold back a retransmission. What was sent twice is left to the
     /// timer.
-    pub fn on_arrival_at_server(&mut self, now: Instant, segment: &Segment<'_>) {
+    pub fn on_arrival_at_server(&mut self, now: Instant, i: usize, segment: &Segment<'_>) {
         let header = &segment.tcp;
-        let from = SocketAddr::new(segment.src, header.src_port);
-        let to = SocketAddr::new(segment.dst, header.dst_port);
-        let find = |s: &&mut Subflow| s.local == from && s.remote == to;
         if self.config.quirks.reneges_after > 0 {
             // What it says it has may be gone: nobody knows what is in flight.
             return;
         }
-        let Some(s) = self.subflows.iter_mut().find(find) else {
-            return;
-        };
+        let s = &mut self.subflows[i];
         if s.state != State::Open || !header.flags.contains(TcpFlags::ACK) {
             return;
         }
@@ -93,14 +88,21 @@ impl Client {
     }
 
     /// The server sends this now. Whether it arrives is another matter.
-    pub fn on_departure(&mut self, segment: &Segment<'_>) {
+    pub fn on_departure(&mut self, number: u64, segment: &Segment<'_>) {
         let header = &segment.tcp;
         let to = SocketAddr::new(segment.dst, header.dst_port);
         let from = SocketAddr::new(segment.src, header.src_port);
         let find = |s: &&mut Subflow| s.local == to && s.remote == from;
-        let Some(s) = self.subflows.iter_mut().find(find).filter(|s| s.alive()) else {
+        let Some(s) = self.subflows.iter_mut().rfind(find).filter(|s| s.alive()) else {
             return;
         };
+        let answers = header.flags.contains(TcpFlags::SYN) && header.ack == TcpSeq(s.iss) + 1;
+        if answers {
+            s.born.get_or_insert(number);
+        } else if s.reused && s.born.is_none() {
+            // Of the flow that was here before.
+            return;
+        }
         if header.flags.contains(TcpFlags::RST) {
             s.repair.told = None;
             return;
