@@ -4,8 +4,10 @@ use crate::model::apps::Behaviour;
 use crate::model::client::ClientConfig;
 use crate::model::net::Path;
 use crate::model::sim::{Family, Sim, SimConfig};
+use crate::model::subflow::Again;
 use crate::model::{assert_same, seeds, stream};
 use mpx_datapath::app::CloseCause;
+use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::time::Duration;
 
 fn client(multipath: bool) -> ClientConfig {
@@ -196,19 +198,53 @@ fn a_port_is_used_again_after_its_connection() {
         // From the same address and port as before, a little later (RFC 9293 §3.10.7.4 and
         // RFC 6191: TIME-WAIT yields to a newer SYN).
         sim.run_for(Duration::from_secs(3));
-        let local = sim.clients[0].subflows[0].local;
-        sim.clients.clear();
-        let c = sim.connect_from(
-            ClientConfig {
-                seed: 5,
-                ..client(multipath)
-            },
-            local,
-        );
+        let again = ClientConfig {
+            seed: 5,
+            ..client(multipath)
+        };
+        let c = sim.connect_again(again, 0, Again::Newer);
         sim.clients[c].send(b"again");
         sim.run(|sim| sim.clients[c].received() == b"again");
         sim.clients[c].close_write();
         sim.run(|sim| sim.clients[c].closed());
         sim.finish();
     }
+}
+
+// RFC 9293 §3.4.1 and RFC 1122 §4.2.2.13: a connection that takes the place of one in TIME-WAIT begins
+// with a sequence number beyond all that the old one used, also when that was faster than the clock
+// that initial sequence numbers are made of.
+#[test]
+fn a_connection_out_of_time_wait_begins_beyond_the_old_one() {
+    const LEN: usize = 20_000_000;
+    let mut sim = Sim::new(SimConfig {
+        paths: vec![Path {
+            delay: Duration::from_millis(1),
+            rate: 0,
+            ..Path::default()
+        }],
+        ..SimConfig::with(Behaviour {
+            send_bytes: LEN,
+            close_first: true,
+            ..Behaviour::default()
+        })
+    });
+    let first = sim.connect(client(false));
+    sim.run(|sim| sim.clients[first].peer_finished());
+    sim.clients[first].close_write();
+    sim.run(|sim| sim.clients[first].closed());
+    sim.run_for(Duration::from_millis(10));
+    assert_eq!(sim.server.engine.report(sim.now, 0).time_wait, 1);
+    let old = &sim.clients[first].subflows[0];
+    let old_end = TcpSeq(old.irs) + old.rcv_nxt as usize;
+
+    let again = ClientConfig {
+        seed: 5,
+        ..client(false)
+    };
+    let second = sim.connect_again(again, first, Again::Newer);
+    sim.run(|sim| sim.clients[second].established());
+    assert_eq!(sim.server.count(|m| m.time_wait_recycled), 1);
+    let new = TcpSeq(sim.clients[second].subflows[0].irs);
+    assert!(new.at_or_after(old_end), "{new:?} is before {old_end:?}");
 }

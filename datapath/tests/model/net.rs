@@ -186,7 +186,7 @@ impl Net {
         if to == Side::Client && frame.len() - ETHERNET_LEN > path.mtu {
             if path.mtu_icmp {
                 let error = icmp::too_big(&frame, path.mtu);
-                self.push(now + path.delay, Side::Server, iface, error, false);
+                self.push(now + path.delay, Side::Server, None, iface, error, false);
             }
             return Fate::TooBig;
         }

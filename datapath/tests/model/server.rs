@@ -10,8 +10,9 @@ use mpx_datapath::metrics::Metrics;
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
 use mpx_datapath::tcp::congestion::Algorithm;
-use mpx_datapath::time::Instant;
+use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::frame::Segment;
+use mpx_datapath::wire::icmp::PacketTooBig;
 use mpx_datapath::wire::mptcp::MpJoin;
 use mpx_datapath::wire::tcp::TcpFlags;
 use std::collections::HashMap;
@@ -88,7 +89,10 @@ impl Server {
             return 0;
         }
         let Ok(segment) = Segment::parse(frame) else {
-            return 0;
+            // An ICMP error goes to whom it quotes.
+            let quoted = PacketTooBig::parse(frame).ok().map(|error| error.quoted);
+            let home = quoted.and_then(|q| self.homes.get(&(q.dst, q.src)));
+            return home.copied().unwrap_or(0);
         };
         let owners = 1 + self.others.len() as u32;
         let from = SocketAddr::new(segment.src, segment.tcp.src_port);
@@ -125,6 +129,14 @@ impl Server {
             .map(|engine| engine.poll_transmit(now, iface, frame))
             .find(|len| *len > 0)
             .unwrap_or(0)
+    }
+
+    /// The smoothed round trip of a subflow, zero if it has not been measured.
+    pub fn srtt(&self, local: SocketAddr, remote: SocketAddr) -> Option<Duration> {
+        let conns = self.reports(usize::MAX).flat_map(|r| r.conns);
+        let mut subflows = conns.flat_map(|c| c.subflows);
+        let subflow = subflows.find(|s| s.local == local && s.remote == remote)?;
+        Some(Duration::from_micros(subflow.srtt_us.unwrap_or(0)))
     }
 
     /// No connection, flow or token is left, nor anything in TIME-WAIT.

@@ -62,6 +62,8 @@ struct Actor<'a> {
     replaced: bool,
     /// and the server was not done with it.
     cut_short: bool,
+    /// One of its two ends waited for the other one for too long.
+    impatient: bool,
     /// Only one of the two ends knew of the end when last looked at.
     left_alone: bool,
 }
@@ -87,6 +89,7 @@ pub fn play(scenario: &Scenario) -> Outcome {
             aborted: false,
             replaced: false,
             cut_short: false,
+            impatient: false,
             left_alone: false,
         })
         .collect();
@@ -150,7 +153,8 @@ impl Runner<'_> {
         self.sim.app.grant();
         self.sim.run_for(TICK);
         for client in &self.sim.clients {
-            client.check_repairs(self.sim.now);
+            let srtt = |local, remote| self.sim.server.srtt(local, remote);
+            client.check_repairs(self.sim.now, srtt);
         }
         if tick.is_multiple_of(TICKS_PER_CHECK) {
             self.check_limits();
@@ -222,6 +226,7 @@ impl Runner<'_> {
             if !std::mem::replace(&mut actor.left_alone, left_alone) || !left_alone {
                 continue;
             }
+            actor.impatient = true;
             if client.closed() {
                 self.sim.app.abort(c);
             } else {
@@ -475,7 +480,7 @@ impl Actor<'_> {
             outcome.whole += 1;
             return;
         }
-        let excused = timeouts || client.gave_up() || self.left || self.cut_short;
+        let excused = timeouts || client.gave_up() || self.left || self.cut_short || self.impatient;
         assert!(
             excused,
             "{local} ended as {cause:?} with {delivered} of {} octets up and {} of {} down for no reason: {}",

@@ -22,7 +22,7 @@ const LOSS_PERMILLE: [u32; 5] = [0, 1, 10, 30, 100];
 const BUFFERS_KIB: [usize; 8] = [8, 16, 32, 64, 128, 256, 512, 1024];
 
 /// A download ends when so much has come or so much time has passed.
-const DOWNLOAD_BYTES: usize = 4 << 20;
+const DOWNLOAD_BYTES: usize = 3 << 20;
 const DOWNLOAD_TIME: Duration = Duration::from_secs(10);
 /// Downloads of one cell: one says more of the dice than of the sender.
 const DOWNLOADS: u64 = 3;
@@ -33,30 +33,40 @@ pub fn check() {
 }
 
 fn table() -> String {
-    let mut table = String::from(
-        "Mbit/s of a download over a path of 100 Mbit/s and 20 ms\n\
-         loss | KiB of the client's receive buffer\n     |",
-    );
-    for buffer in BUFFERS_KIB {
-        _ = write!(table, "{buffer:>7}");
-    }
-    table.push('\n');
-    for loss in LOSS_PERMILLE {
-        _ = write!(table, "{:>4.1}%|", f64::from(loss) / 10.0);
+    let mut table = String::from("Mbit/s of a download over a path of 100 Mbit/s and 20 ms\n");
+    for congestion in Algorithm::ALL {
+        _ = write!(
+            table,
+            "\n{:<6}| KiB of the client's receive buffer\n",
+            congestion.name()
+        );
+        table.push_str("loss  |");
         for buffer in BUFFERS_KIB {
-            _ = write!(table, "{:>7.1}", megabits_per_second(loss, buffer << 10));
+            _ = write!(table, "{buffer:>7}");
         }
         table.push('\n');
+        for loss in LOSS_PERMILLE {
+            _ = write!(table, "{:>4.1} %|", f64::from(loss) / 10.0);
+            for buffer in BUFFERS_KIB {
+                let rate = megabits_per_second(congestion, loss, buffer << 10);
+                _ = write!(table, "{rate:>7.1}");
+            }
+            table.push('\n');
+        }
     }
     table
 }
 
-fn megabits_per_second(loss_permille: u32, receive_buffer_bytes: usize) -> f64 {
+fn megabits_per_second(
+    congestion: Algorithm,
+    loss_permille: u32,
+    receive_buffer_bytes: usize,
+) -> f64 {
     let (mut bits, mut seconds) = (0.0, 0.0);
     // Without loss there are no dice.
     let downloads = if loss_permille == 0 { 1 } else { DOWNLOADS };
     for seed in 0..downloads {
-        let (octets, took) = download(seed, loss_permille, receive_buffer_bytes);
+        let (octets, took) = download(seed, congestion, loss_permille, receive_buffer_bytes);
         bits += octets as f64 * 8.0;
         seconds += took.as_secs_f64();
     }
@@ -64,7 +74,12 @@ fn megabits_per_second(loss_permille: u32, receive_buffer_bytes: usize) -> f64 {
 }
 
 /// Octets that came, and how long that took from the SYN on.
-fn download(seed: u64, loss_permille: u32, receive_buffer_bytes: usize) -> (usize, Duration) {
+fn download(
+    seed: u64,
+    congestion: Algorithm,
+    loss_permille: u32,
+    receive_buffer_bytes: usize,
+) -> (usize, Duration) {
     let path = Path {
         delay: ONE_WAY,
         rate: RATE,
@@ -75,7 +90,7 @@ fn download(seed: u64, loss_permille: u32, receive_buffer_bytes: usize) -> (usiz
     let mut sim = Sim::new(SimConfig {
         paths: vec![path],
         seed,
-        congestion: Algorithm::Reno,
+        congestion,
         send_buffer_bytes: 4 << 20,
         ..SimConfig::with(Behaviour {
             send_bytes: DOWNLOAD_BYTES,
