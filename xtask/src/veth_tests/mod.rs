@@ -6,6 +6,7 @@
 //! the server with status 0 and without an XDP program left?
 
 mod bad_input;
+mod ecn;
 mod emulated;
 mod faults;
 mod lab;
@@ -113,6 +114,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let mut cases = transfers::cases();
     cases.extend(faults::cases());
     cases.extend(links::cases());
+    cases.extend(ecn::cases());
     cases.extend(emulated::cases());
     cases.extend(shutdown::cases());
     cases.extend(tools::cases());
