@@ -638,3 +638,35 @@ fn time_wait_answers_what_takes_no_sequence_space_now_and_then() {
     assert_eq!(answered(1, ACK, &[]), 1);
     assert_eq!(script.engine.metrics.ack_skipped_time_wait, 2);
 }
+
+// RFC 2883 §4: a duplicate is the first block of an ACK that leaves at once and by itself, before what
+// lies beyond a hole; where the DATA_ACK leaves room for one block, that is it.
+#[test]
+fn a_duplicate_takes_the_first_place() {
+    for multipath in [false, true] {
+        let mut peer = Peer::in_state("ESTAB", multipath);
+        peer.send(0, ACK, false, TEXT);
+        peer.send(20, ACK, false, TEXT);
+        let at = |n: usize| peer.seq + n;
+        let hole = (at(20), at(30));
+        let blocks = |script: &mut Script| -> Vec<_> {
+            let answers = script.answers();
+            let [(header, 0)] = answers[..] else {
+                panic!("one acknowledgment, not {answers:?}")
+            };
+            header.options.sack.as_slice().to_vec()
+        };
+        let (old, new) = ((at(0), at(10)), (at(22), at(28)));
+        assert_eq!(blocks(&mut peer.script), [hole]);
+        let room = if multipath { 1 } else { 2 };
+        peer.send(0, ACK, false, TEXT);
+        assert_eq!(blocks(&mut peer.script), [old, hole][..room]);
+        peer.send(22, ACK, false, &TEXT[..6]);
+        assert_eq!(blocks(&mut peer.script), [new, hole][..room]);
+        let metrics = &peer.script.engine.metrics;
+        assert_eq!((metrics.dsack_old_sent, metrics.dsack_ofo_sent), (1, 1));
+        peer.send(30, ACK, false, TEXT);
+        let told = (hole.0, hole.1 + TEXT.len());
+        assert_eq!(blocks(&mut peer.script), [told], "each is told once");
+    }
+}
