@@ -27,6 +27,8 @@ struct Rig {
     counters: Arc<ProxyCounters>,
     begin: std::time::Instant,
     frame: Vec<u8>,
+    /// Frames of the engine so far.
+    departed: u64,
 }
 
 impl Rig {
@@ -75,6 +77,7 @@ impl Rig {
             counters,
             begin: std::time::Instant::now(),
             frame: vec![0; 2048],
+            departed: 0,
         }
     }
 
@@ -85,9 +88,9 @@ impl Rig {
     fn turn(&mut self) {
         let now = self.now();
         let mut worked = false;
-        while let Some((iface, frame)) = self.client.poll_transmit(now) {
+        while let Some((_, frame)) = self.client.poll_transmit(now) {
             worked = true;
-            self.engine.on_frame(now, iface, &frame);
+            self.engine.on_frame(now, PATH, &frame);
         }
         self.engine.on_timeout(now);
         worked |= self.engine.poll_apps(now);
@@ -96,8 +99,10 @@ impl Rig {
             if length > 0 {
                 worked = true;
                 let segment = Segment::parse(&self.frame[..length]).unwrap();
-                self.client.on_departure(&segment);
-                self.client.on_segment_arrived(now, PATH, &segment);
+                self.departed += 1;
+                self.client.on_departure(self.departed, &segment);
+                self.client
+                    .on_segment_arrived(now, PATH, self.departed, &segment);
             }
         }
         self.client.on_timeout(now);
