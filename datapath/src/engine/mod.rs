@@ -537,3 +537,6 @@ impl From<End> for CloseCause {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
