@@ -239,7 +239,7 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    fn add(name: &str) -> Result<Self, String> {
+    pub(crate) fn add(name: &str) -> Result<Self, String> {
         cleanup::add_namespace(name)?;
         Ok(Self {
             name: name.to_owned(),

@@ -12,7 +12,7 @@ use crate::link::Link;
 use crate::process::{Cmd, Process};
 use crate::scratch::Scratch;
 use crate::server::{App, Config, Kind, Mpxd, Server, Service, peer_cmd, spawn_peer_server};
-use crate::topology::{Family, Topology, server_socket};
+use crate::topology::{Family, Namespace, Topology, server_socket};
 
 /// How long the server may keep state after the last connection's end.
 const SETTLE: Duration = Duration::from_secs(20);
@@ -60,6 +60,8 @@ pub(super) struct Lab<'a> {
     /// Taken by cases that end it themselves.
     pub(super) server: Option<Server>,
     pub(super) scratch: Scratch,
+    /// Between client and server, where a case has put one.
+    pub(super) router: Option<Namespace>,
     _nginx: Process,
 }
 
@@ -87,6 +89,7 @@ impl<'a> Lab<'a> {
             config,
             server: None,
             scratch,
+            router: None,
             _nginx: nginx,
         };
         if !case.no_server {

@@ -11,6 +11,7 @@ mod emulated;
 mod faults;
 mod lab;
 mod links;
+mod path_mtu;
 mod shutdown;
 mod tools;
 mod transfers;
@@ -116,6 +117,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(links::cases());
     cases.extend(ecn::cases());
     cases.extend(emulated::cases());
+    cases.extend(path_mtu::cases());
     cases.extend(shutdown::cases());
     cases.extend(tools::cases());
     cases.extend(bad_input::cases());
