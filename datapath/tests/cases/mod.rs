@@ -5,6 +5,7 @@ mod hostile;
 mod join;
 mod loss;
 mod memory;
+mod neighbour;
 mod path_mtu;
 mod review;
 mod script;

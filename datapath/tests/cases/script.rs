@@ -25,6 +25,8 @@ pub struct Script {
     pub now: Instant,
     /// In the client's segments.
     pub window: u16,
+    /// Where they come from.
+    pub link: Link,
 }
 
 impl Script {
@@ -62,6 +64,11 @@ impl Script {
             engine: Engine::new(config, vec![app], now, entropy),
             now,
             window: 60_000,
+            link: Link {
+                src: [2; 6],
+                dst: [4; 6],
+                ..Link::default()
+            },
         }
     }
 
@@ -83,11 +90,7 @@ impl Script {
             urgent: 0,
             options,
         };
-        let link = Link {
-            src: [2; 6],
-            dst: [4; 6],
-            ..Link::default()
-        };
+        let link = self.link;
         let mut frame = vec![0; 2048];
         let at = frame::header_len(&link, &CLIENT.ip(), &options);
         let sum = mpx_datapath::wire::checksum::copy_and_sum(&mut frame[at..at + text.len()], text);
@@ -116,6 +119,14 @@ impl Script {
     pub fn wait(&mut self, time: Duration) {
         self.now = self.now + time;
         self.engine.on_timeout(self.now);
+    }
+
+    /// Where the next frame of the server goes.
+    pub fn answer_link(&mut self) -> Link {
+        let mut frame = vec![0; 2048];
+        let len = self.engine.poll_transmit(self.now, IFACE, &mut frame);
+        let segment = Segment::parse(&frame[..len]);
+        segment.expect("the server sends something").link
     }
 
     /// What the server sends now: headers, and lengths of text.

@@ -472,6 +472,99 @@ fn a_smaller_path_cuts_what_is_in_flight_and_keeps_the_window() {
     assert!(tx.flight_is_empty() && tx.in_flight() == 0);
 }
 
+/// With the fifth of ten segments an MTU probe.
+fn probing(sack: bool) -> Sender<()> {
+    let mut tx = sender(sack, 4);
+    assert!(tx.may_probe_mtu());
+    tx.on_sent(Instant::ZERO, MSS, false, ());
+    tx.on_mtu_probe_sent();
+    for _ in 0..5 {
+        tx.on_sent(Instant::ZERO, MSS, false, ());
+    }
+    tx
+}
+
+// RFC 4821 §7.5, §7.6.2: the loss of a probe alone is no sign of congestion; together with another
+// one, before or behind it, it is.
+#[test]
+fn a_probe_that_is_lost_alone_leaves_the_window_as_it_is() {
+    for (also_lost, fate) in [
+        (None, ProbeFate::Lost),
+        (Some(3), ProbeFate::Inconclusive),
+        (Some(5), ProbeFate::Inconclusive),
+    ] {
+        let mut tx = probing(true);
+        let received: Vec<_> = (0..10)
+            .filter(|n| *n != 4 && Some(*n) != also_lost)
+            .collect();
+        let acked = also_lost.unwrap_or(4).min(4);
+        let behind: Vec<_> = received
+            .iter()
+            .filter(|n| **n > acked)
+            .map(|n| (*n, n + 1))
+            .collect();
+        let outcome = ack(&mut tx, acked, &behind);
+        assert_eq!(tx.take_mtu_probe_fate(), Some(fate));
+        assert_eq!(tx.take_mtu_probe_fate(), None, "told once");
+        let reduced = fate != ProbeFate::Lost;
+        assert_eq!(outcome.loss_found, reduced);
+        assert_eq!(tx.cc.ssthresh() < usize::MAX, reduced);
+        assert!(!tx.may_probe_mtu());
+        assert_eq!(resend(&mut tx, RTT_MS)[0], acked);
+        ack_at(&mut tx, 2 * RTT_MS, 10, &[]);
+        assert!(tx.may_probe_mtu() && tx.flight_is_empty());
+    }
+}
+
+#[test]
+fn without_sack_the_third_duplicate_tells_that_a_probe_is_lost() {
+    let mut tx = probing(false);
+    ack(&mut tx, 4, &[]);
+    for duplicate in 1..=3 {
+        assert_eq!(tx.take_mtu_probe_fate(), None);
+        assert!(!ack(&mut tx, 4, &[]).loss_found, "{duplicate}");
+    }
+    assert_eq!(tx.take_mtu_probe_fate(), Some(ProbeFate::Lost));
+    assert_eq!(resend(&mut tx, RTT_MS), [4]);
+    // Two more are for the rest of the flight, and the window has never fallen.
+    ack(&mut tx, 4, &[]);
+    ack(&mut tx, 4, &[]);
+    ack_at(&mut tx, 2 * RTT_MS, 10, &[]);
+    assert_eq!(tx.cc.ssthresh(), usize::MAX);
+    assert!(tx.may_probe_mtu());
+}
+
+#[test]
+fn a_probe_arrives_by_either_acknowledgment_and_a_timeout_asks_what_was_before_it() {
+    for (acked, sacked) in [(5, &[][..]), (4, &[(4, 5)][..]), (3, &[(4, 6)][..])] {
+        let mut tx = probing(true);
+        ack(&mut tx, acked, sacked);
+        assert_eq!(tx.take_mtu_probe_fate(), Some(ProbeFate::Arrived));
+    }
+    for (acked, fate) in [(4, ProbeFate::TimedOut), (3, ProbeFate::Inconclusive)] {
+        let mut tx = probing(true);
+        ack(&mut tx, acked, &[]);
+        assert_eq!(tx.take_mtu_probe_fate(), None);
+        tx.on_timeout(Instant::from_millis(1000));
+        assert_eq!(tx.take_mtu_probe_fate(), Some(fate));
+    }
+}
+
+// RFC 5927 §4.1.
+#[test]
+fn in_flight_is_from_the_first_octet_not_acknowledged_to_the_last_one_sent() {
+    let mut tx = sender(true, 10);
+    ack(&mut tx, 2, &[]);
+    for (seq, is) in [
+        (at(&tx, 2) - 1, false),
+        (at(&tx, 2), true),
+        (at(&tx, 10) - 1, true),
+        (at(&tx, 10), false),
+    ] {
+        assert_eq!(tx.is_in_flight(seq), is, "{seq:?}");
+    }
+}
+
 // RFC 5681 §4.1.
 #[test]
 fn a_window_that_was_idle_for_a_timeout_starts_again() {
