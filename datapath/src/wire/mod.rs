@@ -18,7 +18,8 @@ use std::net::IpAddr;
 pub enum ParseError {
     /// Shorter than its own headers say.
     Truncated,
-    /// Not TCP over IPv4 or IPv6 (counted, never expected behind the XDP program).
+    /// Not the protocol that is looked for over IPv4 or IPv6: TCP, or else ICMP. What is neither is
+    /// counted, and never expected behind the XDP program.
     NotTcp,
     /// A fragment: its segment can't be checked or reassembled here.
     Fragment,

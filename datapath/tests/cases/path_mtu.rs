@@ -5,9 +5,9 @@ use super::script::{ACK, CLIENT, SERVER, SYN, Script, sack_permitted};
 use crate::model::apps::Behaviour;
 use crate::model::client::ClientConfig;
 use crate::model::icmp;
-use crate::model::net::Path;
+use crate::model::net::{Path, Side};
 use crate::model::sim::{Family, Sim, SimConfig};
-use crate::model::{assert_same, stream};
+use crate::model::{Rng, assert_same, seeds, stream};
 use mpx_datapath::metrics::Metrics;
 use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::time::Duration;
@@ -172,6 +172,45 @@ fn an_outage_costs_the_size_only_for_a_while() {
     sim.run(|sim| path_mtus(sim) == [1500]);
     assert_eq!(metrics(&sim).mtu_probe_fail, 0);
     finish_download(&mut sim, c, LEN);
+}
+
+/// What is cut, lost, doubled and out of order at once comes out right all the same.
+#[test]
+fn narrow_paths_that_are_rough_as_well() {
+    const LEN: usize = 400_000;
+    for seed in seeds(16) {
+        let path = |n: u64| Path {
+            mtu: 1280 + Rng(seed + n).below(220),
+            mtu_icmp: !(seed + n).is_multiple_of(3),
+            loss_permille: 20,
+            duplicate_permille: 10,
+            reorder_permille: 20,
+            ..Path::default()
+        };
+        let family = [Family::V4, Family::V6][seed as usize % 2];
+        let mut sim = source(family, Path::default(), LEN);
+        sim.net.reseed(seed);
+        (sim.net.paths[0], sim.net.paths[1]) = (path(0), path(1));
+        let c = sim.connect(ClientConfig {
+            multipath: !seed.is_multiple_of(4),
+            checksum: seed % 8 < 4,
+            sack: !seed.is_multiple_of(5),
+            eight_octets: !seed.is_multiple_of(3),
+            seed,
+            ..ClientConfig::new(family.server(0))
+        });
+        sim.run(|sim| sim.clients[c].established());
+        if !seed.is_multiple_of(4) {
+            sim.join(c, 1);
+        }
+        sim.run(|sim| sim.clients[c].received().len() > LEN / 2);
+        let narrowest = |n: usize| sim.net.paths[n].mtu;
+        for (n, mtu) in path_mtus(&sim).into_iter().enumerate() {
+            let used = sim.net.arrived_bytes[n][Side::Client as usize] > 100_000;
+            assert!(!used || mtu <= narrowest(n), "seed {seed}: {mtu}");
+        }
+        finish_download(&mut sim, c, LEN);
+    }
 }
 
 // RFC 8201 §4, RFC 1191 §6.3: larger packets are tried again ten minutes after an error, by a probe.
