@@ -23,6 +23,8 @@ const MTU_IPV4: usize = 1500;
 const MTU_IPV6: usize = 1520;
 /// What `tcp_rmem` allows in the scripts' own defaults: a window scale of 8.
 const RECEIVE_BUFFER_BYTES: usize = 15 << 20;
+/// What `tcp_wmem` allows there.
+const SEND_BUFFER_BYTES: usize = 4 << 20;
 const ETHERNET_HEADER_LEN: usize = 14;
 /// As a UMEM frame.
 const FRAME_BYTES: usize = 2048;
@@ -47,7 +49,8 @@ impl Stack {
         Stack {
             counters: counters.map(|path| (path.into(), Metrics::default())),
             listening: None,
-            congestion: Algorithm::Reno,
+            // What the scripts' own defaults set.
+            congestion: Algorithm::Cubic,
             engine: None,
             app: Rc::default(),
             // Not at zero: times before the first event must exist.
@@ -96,6 +99,8 @@ impl Stack {
         let mut config = EngineConfig::new(vec![InterfaceConfig { mtu }], vec![service]);
         config.buffers.receive_initial_bytes = RECEIVE_BUFFER_BYTES;
         config.buffers.receive_max_bytes = RECEIVE_BUFFER_BYTES;
+        config.buffers.send_initial_bytes = SEND_BUFFER_BYTES;
+        config.buffers.send_max_bytes = SEND_BUFFER_BYTES;
         self.engine = Some(Engine::new(
             config,
             vec![Box::new(Sockets(Rc::clone(&self.app)))],
