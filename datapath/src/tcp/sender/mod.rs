@@ -77,6 +77,8 @@ pub struct Sender<M> {
     pub snd_nxt: TcpSeq,
     /// Peer's window in octets, counted from `snd_una`.
     pub snd_wnd: usize,
+    /// The largest it has been (RFC 5961 §5.2, MAX.SND.WND).
+    snd_wnd_max: usize,
     wl1: TcpSeq,
     wl2: TcpSeq,
     /// Largest text per segment, options not yet taken off.
@@ -123,6 +125,7 @@ impl<M: Copy> Sender<M> {
             snd_una: iss,
             snd_nxt: iss,
             snd_wnd: 0,
+            snd_wnd_max: 0,
             wl1: TcpSeq::default(),
             wl2: iss,
             mss,
@@ -156,6 +159,7 @@ impl<M: Copy> Sender<M> {
         self.snd_una = self.iss + 1;
         self.snd_nxt = self.iss + 1;
         self.snd_wnd = window_bytes;
+        self.snd_wnd_max = self.snd_wnd_max.max(window_bytes);
         self.wl1 = peer_seq;
         self.wl2 = self.snd_una;
         self.rto_at = None;
@@ -217,9 +221,9 @@ impl<M: Copy> Sender<M> {
     }
 
     /// RFC 9293 §3.10.7.4: whether `ack` is neither too old nor for what was never sent
-    /// (RFC 5961 §5 bounds the old side by the largest window).
+    /// (RFC 5961 §5.2 bounds the old side by the largest window).
     pub fn ack_acceptable(&self, ack: TcpSeq) -> bool {
-        ack.at_or_before(self.snd_nxt) && ack.at_or_after(self.snd_una - self.snd_wnd.max(1 << 16))
+        ack.at_or_before(self.snd_nxt) && ack.at_or_after(self.snd_una - self.snd_wnd_max)
     }
 
     /// RFC 9293 §3.10.7.4: the window of a segment that is not older than the one that set it.
@@ -231,6 +235,7 @@ impl<M: Copy> Sender<M> {
         }
         let changed = self.snd_wnd != window_bytes;
         self.snd_wnd = window_bytes;
+        self.snd_wnd_max = self.snd_wnd_max.max(window_bytes);
         self.wl1 = seq;
         self.wl2 = ack;
         changed
@@ -256,7 +261,7 @@ impl<M: Copy> Sender<M> {
     ) -> AckOutcome {
         let mut outcome = AckOutcome::default();
         let mut delivered = Delivered::new(now, self.rtt.min_rtt());
-        let flight_size = self.snd_nxt.distance(self.snd_una);
+        let flight_size = self.flight_size();
         let dsack = reported_duplicate(ack, sack);
         outcome.dsack = dsack.is_some();
         if ack.after(self.snd_una) {
@@ -306,7 +311,7 @@ impl<M: Copy> Sender<M> {
             if !repairs && !self.fell_for_mark() && self.was_limited() {
                 self.cc.on_ack(&Ack {
                     now,
-                    acked_bytes: delivered_bytes,
+                    acked_bytes: outcome.advanced,
                     snd_una: self.snd_una,
                     snd_nxt: self.snd_nxt,
                     rtt: delivered.measures.map(|at| now.since(at)),
@@ -333,7 +338,7 @@ impl<M: Copy> Sender<M> {
     /// The retransmission timer expired (RFC 6298 §5.4 to §5.6, RFC 5681 §3.1).
     pub fn on_timeout(&mut self, now: Instant) {
         let first = self.rtt.backoff() == 0;
-        let flight_size = self.snd_nxt.distance(self.snd_una);
+        let flight_size = self.flight_size();
         if let Some(seq) = self.mtu_probe.take() {
             self.mtu_probe_fate = Some(if seq == self.snd_una {
                 ProbeFate::TimedOut
@@ -342,8 +347,7 @@ impl<M: Copy> Sender<M> {
             });
         }
         self.rtt.on_timeout();
-        self.cc
-            .on_timeout(now, flight_size.min(self.cc.cwnd()), first);
+        self.cc.on_timeout(now, flight_size, first);
         // RFC 2018 §8: a head that was SACKed and is not acknowledged means the peer dropped it.
         if self.board.front().is_some_and(|s| s.fate == Fate::Sacked) {
             self.board.forget_sacked();
@@ -376,7 +380,7 @@ impl<M: Copy> Sender<M> {
             self.pacer.held_until = None;
         }
         if due(self.reorder_at) {
-            let flight_size = self.snd_nxt.distance(self.snd_una);
+            let flight_size = self.flight_size();
             outcome.loss_found = self.find_losses(now, flight_size);
         }
         if due(self.tail_probe.at) {
@@ -473,7 +477,7 @@ impl<M: Copy> Sender<M> {
         if self.recovery.is_some() || self.marked_until.is_some() {
             return false;
         }
-        let flight_size = self.snd_nxt.distance(self.snd_una);
+        let flight_size = self.flight_size();
         self.cc.on_congestion(now, flight_size);
         self.marked_until = Some(self.snd_nxt);
         // A loss before that may turn out to be none; this fall stands.
@@ -526,6 +530,12 @@ impl<M: Copy> Sender<M> {
     /// What became of the MTU probe, once after it is known.
     pub fn take_mtu_probe_fate(&mut self) -> Option<ProbeFate> {
         self.mtu_probe_fate.take()
+    }
+
+    /// Octets sent and not acknowledged, SACKed ones included (RFC 5681 §2), without what limited
+    /// transmit added to the window (§3.2 step 2).
+    fn flight_size(&self) -> usize {
+        self.snd_nxt.distance(self.snd_una).min(self.cc.cwnd())
     }
 
     /// Octets that may be in flight.
@@ -623,8 +633,7 @@ impl<M: Copy> Sender<M> {
     }
 
     /// Takes for lost what enough or late enough segments have overtaken, and enters recovery.
-    /// `flight_size`: octets sent and not acknowledged before this ACK, SACKed ones included
-    /// (RFC 5681 §2).
+    /// `flight_size`: what it was before this ACK.
     fn find_losses(&mut self, now: Instant, flight_size: usize) -> bool {
         let lost_before = self.board.lost_segments;
         if self.sack {
@@ -650,7 +659,8 @@ impl<M: Copy> Sender<M> {
                 self.cc.on_congestion(now, flight_size);
                 self.begin_episode();
             }
-            self.prr = Some(Prr::new(flight_size, self.cc.cwnd(), self.in_flight()));
+            let sent = self.snd_nxt.distance(self.snd_una);
+            self.prr = Some(Prr::new(sent, self.cc.cwnd(), self.in_flight()));
             self.retransmit_now = true;
             self.tail_probe.cancel();
         }

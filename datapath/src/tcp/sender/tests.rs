@@ -5,11 +5,23 @@ const MSS: usize = 1000;
 /// How long every segment of [`sender`] has been under way when it is acknowledged first.
 const RTT_MS: u64 = 10;
 
-/// With so many segments in flight that left at time 0.
+/// With so many segments in flight that left at time 0, as the window allowed.
 fn sender(sack: bool, segments: usize) -> Sender<()> {
     let iss = TcpSeq(u32::MAX - 2500);
     let mut tx = Sender::new(iss, MSS, sack, Box::new(NewReno::new(MSS)));
     tx.on_handshake_done(TcpSeq(1), 100_000);
+    while tx.cc.cwnd() < segments * MSS {
+        tx.cc.on_ack(&Ack {
+            now: Instant::ZERO,
+            acked_bytes: MSS,
+            snd_una: tx.snd_una,
+            snd_nxt: tx.snd_nxt,
+            rtt: None,
+            srtt: None,
+            min_rtt: None,
+            siblings: &[],
+        });
+    }
     for _ in 0..segments {
         tx.on_sent(Instant::ZERO, MSS, false, ());
     }
@@ -314,8 +326,9 @@ fn recovery_sends_in_proportion_to_what_arrives() {
     assert!(timeline.iter().all(|n| *n <= 1), "{timeline:?}");
     assert_eq!(left, 10, "{timeline:?}");
     assert_eq!(tx.in_flight(), 10 * MSS);
+    // The last acknowledgment covers a window, which is a segment's worth of growth (RFC 3465 §2.1).
     ack_at(&mut tx, 20, 20, &[]);
-    assert_eq!(tx.window(), 10 * MSS);
+    assert_eq!(tx.window(), 11 * MSS);
 }
 
 // RFC 6937 §3.1, PRR-SSRB: below ssthresh one more than arrived, if nothing more was lost.
@@ -617,6 +630,17 @@ fn part_of_a_segment_acknowledged_leaves_the_rest() {
     tx.on_timeout(Instant::ZERO + Duration::from_secs(1));
     let lost = tx.next_lost(MSS).expect("the rest");
     assert_eq!((lost.sent.seq, lost.sent.len), (first + 300, 700));
+}
+
+// RFC 5961 §5.2: an acknowledgment is too old by more than the largest window there has been.
+#[test]
+fn an_acknowledgment_may_be_as_old_as_the_largest_window() {
+    let mut tx = sender(true, 10);
+    ack(&mut tx, 10, &[]);
+    tx.update_window(TcpSeq(5), tx.snd_una, 500);
+    assert!(tx.ack_acceptable(tx.snd_una - 100_000));
+    assert!(!tx.ack_acceptable(tx.snd_una - 100_001));
+    assert!(tx.ack_acceptable(tx.snd_nxt) && !tx.ack_acceptable(tx.snd_nxt + 1));
 }
 
 #[test]
