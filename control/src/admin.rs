@@ -236,6 +236,12 @@ fn readable(status: &Value) -> String {
     );
     let tables = ["connections", "half_open", "flows", "tokens", "time_wait"];
     rows(&mut text, "tables", tables.map(|key| (key, number(key))));
+    let memory = ["used_bytes", "limit_bytes", "share_bytes", "pressure"];
+    let figure = |key: &'static str| {
+        let value = &status["memory"][key];
+        (key, value.as_u64().unwrap_or(u64::from(value == true)))
+    };
+    rows(&mut text, "memory", memory.map(figure));
     let frames = ["free", "in_kernel", "held", "lent", "total"];
     let frame = |key| (key, status["frames"][key].as_u64().unwrap_or(0));
     rows(&mut text, "frames", frames.map(frame));
@@ -314,10 +320,20 @@ fn queues(text: &mut String, queues: Option<&Vec<Value>>) {
 fn connections(text: &mut String, conns: &[Value]) {
     let _ = writeln!(
         text,
-        "\n{:<12} {:<28} {:<28} {:<8} {:>8} {:>14} {:>14}",
-        "service", "client", "server", "mode", "subflows", "bytes in", "bytes out"
+        "\n{:<12} {:<28} {:<28} {:<8} {:>8} {:>14} {:>14} {:>10} {:>10} {:>10}",
+        "service",
+        "client",
+        "server",
+        "mode",
+        "subflows",
+        "bytes in",
+        "bytes out",
+        "window",
+        "send limit",
+        "memory"
     );
     for conn in conns {
+        let number = |key: &str| conn[key].as_u64().unwrap_or(0);
         let subflows = conn["subflows"].as_array().map_or(&[][..], Vec::as_slice);
         let sum = |key: &str| -> u64 {
             subflows
@@ -327,14 +343,17 @@ fn connections(text: &mut String, conns: &[Value]) {
         };
         let _ = writeln!(
             text,
-            "{:<12} {:<28} {:<28} {:<8} {:>8} {:>14} {:>14}",
+            "{:<12} {:<28} {:<28} {:<8} {:>8} {:>14} {:>14} {:>10} {:>10} {:>10}",
             word(conn, "service"),
             word(conn, "peer"),
             word(conn, "local"),
             word(conn, "mode"),
             subflows.len(),
             sum("bytes_received"),
-            sum("bytes_sent")
+            sum("bytes_sent"),
+            number("receive_limit_bytes"),
+            number("send_limit_bytes"),
+            number("memory_bytes")
         );
     }
 }
@@ -342,7 +361,7 @@ fn connections(text: &mut String, conns: &[Value]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mpx_datapath::engine::ConnectionReport;
+    use mpx_datapath::engine::{ConnectionReport, MemoryReport};
     use mpx_datapath::port::{IfaceId, RingOccupancy};
     use std::os::unix::fs::PermissionsExt;
 
@@ -357,6 +376,12 @@ mod tests {
                 flows: 2,
                 tokens: 1,
                 time_wait: 4,
+                memory: MemoryReport {
+                    used_bytes: 31_000,
+                    limit_bytes: 40_000,
+                    pressure: true,
+                    share_bytes: 15_000,
+                },
                 conns: vec![ConnectionReport {
                     service: "web".into(),
                     peer: "10.9.1.1:50000".parse().unwrap(),
@@ -366,9 +391,10 @@ mod tests {
                     checksum: true,
                     age_ms: 10,
                     unread_bytes: 0,
-                    receive_limit_bytes: 0,
+                    receive_limit_bytes: 131_072,
                     send_buffered_bytes: 0,
-                    send_limit_bytes: 0,
+                    send_limit_bytes: 65_536,
+                    memory_bytes: 14_321,
                     subflows: vec![],
                 }],
             },
@@ -440,6 +466,7 @@ mod tests {
                 "flows",
                 "frames",
                 "half_open",
+                "memory",
                 "queues",
                 "time_wait",
                 "tokens",
@@ -473,6 +500,9 @@ mod tests {
             text.contains("RxFrames") && !text.contains("DropFragment"),
             "{text}"
         );
+        assert!(text.contains("\nmemory\n  used_bytes "), "{text}");
+        let line = text.lines().find(|line| line.starts_with("web  ")).unwrap();
+        assert!(line.ends_with("131072      65536      14321"), "{line}");
         let line = text.lines().find(|line| line.starts_with("s1 ")).unwrap();
         let words: Vec<_> = line.split_whitespace().collect();
         assert_eq!(words, ["s1", "3", "17", "18", "2", "rx_ring_full=5"]);

@@ -108,6 +108,9 @@ pub(crate) struct Limits {
     pub(crate) receive_buffer_max_bytes: usize,
     /// Per connection: how far what the app may write ahead of the acknowledgments grows.
     pub(crate) send_buffer_max_bytes: usize,
+    /// What the buffers of all connections of a worker may hold; by default a quarter of the machine's
+    /// memory.
+    pub(crate) memory_max_bytes: Option<usize>,
     /// Answers in one second to what fits a connection and is not acceptable (RFC 5961 §7).
     pub(crate) max_challenge_acks_per_s: u32,
     /// RSTs in one second to what fits no connection.
@@ -274,6 +277,7 @@ struct RawLimits {
     max_half_open: Option<Spanned<u64>>,
     receive_buffer_max_bytes: Option<Spanned<u64>>,
     send_buffer_max_bytes: Option<Spanned<u64>>,
+    memory_max_bytes: Option<Spanned<u64>>,
     max_challenge_acks_per_s: Option<Spanned<u64>>,
     max_resets_per_s: Option<Spanned<u64>>,
 }
@@ -354,6 +358,7 @@ const EXAMPLES: &[(&str, &str)] = &[
         "receive_buffer_max_bytes = 8388608",
     ),
     ("send_buffer_max_bytes", "send_buffer_max_bytes = 8388608"),
+    ("memory_max_bytes", "memory_max_bytes = 1073741824"),
     (
         "max_challenge_acks_per_s",
         "max_challenge_acks_per_s = 1000",
@@ -722,6 +727,7 @@ impl Source<'_> {
 
     fn limits(&self, raw: &RawLimits) -> Result<Limits, ConfigError> {
         const BUFFER: std::ops::RangeInclusive<u64> = 16_384..=1 << 30;
+        const MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 44;
         const RATE: std::ops::RangeInclusive<u64> = 1..=10_000_000;
         let number = |key, value: &Option<Spanned<u64>>, default, range| {
             self.number(key, value.as_ref(), default, range)
@@ -753,6 +759,12 @@ impl Source<'_> {
                 8 << 20,
                 BUFFER,
             )?,
+            memory_max_bytes: raw
+                .memory_max_bytes
+                .as_ref()
+                .map(|value| self.number("limits.memory_max_bytes", Some(value), 0, MEMORY))
+                .transpose()?
+                .map(|bytes| bytes as usize),
             max_challenge_acks_per_s: number(
                 "limits.max_challenge_acks_per_s",
                 &raw.max_challenge_acks_per_s,
@@ -1007,6 +1019,7 @@ max_subflows = 2
 max_half_open = 5
 receive_buffer_max_bytes = 65536
 send_buffer_max_bytes = 131072
+memory_max_bytes = 268435456
 max_challenge_acks_per_s = 20
 max_resets_per_s = 30
 [[interface]]
@@ -1045,6 +1058,7 @@ app = { kind = "echo" }
                 max_half_open: 5,
                 receive_buffer_max_bytes: 65536,
                 send_buffer_max_bytes: 131072,
+                memory_max_bytes: Some(1 << 28),
                 max_challenge_acks_per_s: 20,
                 max_resets_per_s: 30,
             }

@@ -263,7 +263,12 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
         connections_max: config.limits.max_connections,
         half_open_max: config.limits.max_half_open,
         subflows_per_connection_max: config.limits.max_subflows,
-        buffers: buffers(&config.limits),
+        buffers: Buffers {
+            receive_max_bytes: config.limits.receive_buffer_max_bytes,
+            send_max_bytes: config.limits.send_buffer_max_bytes,
+            ..Buffers::default()
+        },
+        memory_max_bytes: memory_max_bytes(&config.limits),
         time_wait: config.time_wait,
         challenge_acks_per_second_max: config.limits.max_challenge_acks_per_s,
         resets_per_second_max: config.limits.max_resets_per_s,
@@ -271,17 +276,14 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
     }
 }
 
-/// The limits of the config; what the buffers begin with is the engine's own.
-fn buffers(limits: &Limits) -> Buffers {
-    let own = Buffers::default();
-    Buffers {
-        receive_initial_bytes: own
-            .receive_initial_bytes
-            .min(limits.receive_buffer_max_bytes),
-        receive_max_bytes: limits.receive_buffer_max_bytes,
-        send_initial_bytes: own.send_initial_bytes.min(limits.send_buffer_max_bytes),
-        send_max_bytes: limits.send_buffer_max_bytes,
-    }
+/// What the connections of a worker may hold: what the config says, or all workers together a quarter
+/// of the machine's memory.
+fn memory_max_bytes(limits: &Limits) -> usize {
+    limits.memory_max_bytes.unwrap_or_else(|| {
+        let system = rustix::system::sysinfo();
+        let bytes = u64::from(system.mem_unit).saturating_mul(system.totalram);
+        usize::try_from(bytes / 4 / u64::from(WORKERS)).unwrap_or(usize::MAX)
+    })
 }
 
 fn app(service: &Service, counted: Counted) -> Result<Box<dyn App>, String> {

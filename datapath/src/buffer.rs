@@ -56,6 +56,34 @@ impl ByteRing {
         self.bytes.len()
     }
 
+    /// Octets of memory that holding `end` octets from the front would take beyond those held now.
+    pub fn growth_for(&self, end: usize) -> usize {
+        if end <= self.bytes.len() {
+            return 0;
+        }
+        self.capacity_for(end).saturating_sub(self.bytes.len())
+    }
+
+    /// The largest capacity that growing by at most `spare_bytes` can reach.
+    pub fn capacity_within(&self, spare_bytes: usize) -> usize {
+        let most = self.bytes.len().saturating_add(spare_bytes);
+        if most >= self.limit {
+            return self.limit;
+        }
+        let reached = 1 << most.checked_ilog2().unwrap_or(0);
+        if reached < SMALLEST_BYTES {
+            return self.bytes.len();
+        }
+        reached.max(self.bytes.len())
+    }
+
+    /// Gives back memory of which no more than a quarter is used.
+    pub fn shrink(&mut self) {
+        if self.bytes.len() > SMALLEST_BYTES && self.extent <= self.bytes.len() / 4 {
+            self.rebuild(self.capacity_for(self.extent));
+        }
+    }
+
     /// Appends as much of `src` as the limit allows and returns how much.
     pub fn push(&mut self, src: &[u8]) -> usize {
         let stored = self.write_at(self.len, src);
@@ -174,23 +202,29 @@ impl ByteRing {
 
     /// Makes the capacity `needed` or more; `needed` is at most the limit.
     fn reserve(&mut self, needed: usize) {
-        if needed <= self.bytes.len() {
-            return;
+        if needed > self.bytes.len() {
+            self.rebuild(self.capacity_for(needed));
         }
-        let capacity = needed
+    }
+
+    /// The capacity that holds `needed` octets, as far as the limit goes.
+    fn capacity_for(&self, needed: usize) -> usize {
+        needed
             .next_power_of_two()
             .max(SMALLEST_BYTES)
-            .min(self.limit);
-        if self.extent == 0 {
-            self.head = 0;
-            self.bytes = vec![0; capacity];
-            return;
+            .min(self.limit)
+    }
+
+    /// Moves what is held, the length and what is ahead of it, to memory of its own of `capacity`.
+    fn rebuild(&mut self, capacity: usize) {
+        let mut rebuilt = Vec::with_capacity(capacity);
+        if self.extent > 0 {
+            let first = self.extent.min(self.bytes.len() - self.head);
+            rebuilt.extend_from_slice(&self.bytes[self.head..self.head + first]);
+            rebuilt.extend_from_slice(&self.bytes[..self.extent - first]);
         }
-        let mut grown = Vec::with_capacity(capacity);
-        grown.extend_from_slice(&self.bytes[self.head..]);
-        grown.extend_from_slice(&self.bytes[..self.head]);
-        grown.resize(capacity, 0);
-        self.bytes = grown;
+        rebuilt.resize(capacity, 0);
+        self.bytes = rebuilt;
         self.head = 0;
     }
 }

@@ -8,6 +8,7 @@ pub mod app;
 pub mod buffer;
 pub mod crypto;
 pub mod engine;
+pub mod memory;
 pub mod metrics;
 pub mod mptcp;
 pub mod port;

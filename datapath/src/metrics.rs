@@ -155,8 +155,16 @@ counters! {
     duplicate_data => "DuplicateData",
     /// Text beyond the data-level window or beyond what is kept out of order.
     rcv_pruned => "RcvPruned",
-    /// Segments inside the window that were not taken in, as there is no room to keep them.
+    /// Segments in order and inside the window that were not taken in, as nothing could keep them.
     rcv_queue_drop => "TCPRcvQDrop",
+    /// The same out of order.
+    ofo_drop => "TCPOFODrop",
+    /// Times that what a subflow kept out of order was dropped to take in what was in order.
+    ofo_pruned => "OfoPruned",
+    /// Times that memory became scarce.
+    memory_pressures => "TCPMemoryPressures",
+    /// Connections and subflows refused meanwhile.
+    memory_refused => "MemoryRefused",
     infinite_map_rx => "InfiniteMapRx",
     reinjected_segments => "ReinjectedSegments",
     data_timeouts => "DataTimeouts",

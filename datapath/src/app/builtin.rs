@@ -48,14 +48,23 @@ pub struct Source {
 
 impl Source {
     /// One write is a whole number of periods, so that each begins with octet 0.
+    const PERIOD: usize = 251;
     const PERIODS: usize = 64;
 
     fn fill(&mut self, conn: &mut Conn<'_>) {
         if self.period.is_empty() {
-            self.period = (0..=250u8).cycle().take(251 * Source::PERIODS).collect();
+            self.period = (0..=250u8)
+                .cycle()
+                .take(Source::PERIOD * Source::PERIODS)
+                .collect();
         }
-        while conn.writable_bytes() >= self.period.len() {
-            conn.write(&self.period);
+        loop {
+            let room = conn.writable_bytes().min(self.period.len());
+            let whole = room - room % Source::PERIOD;
+            if whole == 0 {
+                break;
+            }
+            conn.write(&self.period[..whole]);
         }
         conn.wait_writable();
     }

@@ -12,6 +12,7 @@ enum RingOp {
     Consume(usize),
     ConsumeAll,
     Release,
+    Shrink,
 }
 
 fn ring_op(limit: usize) -> impl Strategy<Value = RingOp> {
@@ -22,6 +23,7 @@ fn ring_op(limit: usize) -> impl Strategy<Value = RingOp> {
         5 => (0..limit / 2).prop_map(RingOp::Consume),
         1 => Just(RingOp::ConsumeAll),
         1 => Just(RingOp::Release),
+        1 => Just(RingOp::Shrink),
     ]
 }
 
@@ -104,7 +106,12 @@ proptest! {
                 RingOp::WriteAt(offset, n) => {
                     let src = model.fresh(n);
                     let stored = n.min(limit.saturating_sub(offset));
+                    let expected = ring.capacity() + match stored {
+                        0 => 0,
+                        _ => ring.growth_for(offset + n),
+                    };
                     prop_assert_eq!(ring.write_at(offset, &src), stored);
+                    prop_assert_eq!(ring.capacity(), expected);
                     model.store(offset, &src[..stored]);
                 }
                 RingOp::Consume(n) => {
@@ -116,11 +123,23 @@ proptest! {
                     ring.consume(model.len);
                     model.drop_front(model.len);
                 }
+                RingOp::Shrink => {
+                    ring.shrink();
+                    let used = model.bytes.keys().last().map_or(0, |last| last + 1 - model.front);
+                    let room = (4 * used).max(SMALLEST_BYTES).min(limit);
+                    prop_assert!(ring.capacity() <= room.next_power_of_two());
+                }
                 RingOp::Release => {
                     ring.release();
                     prop_assert_eq!(ring.capacity(), 0);
                     model = RingModel { counter: model.counter, ..RingModel::default() };
                 }
+            }
+            // What may be spent is never passed, and a little more would be used.
+            for spare in [0, 4095, 4096, 9000, limit, usize::MAX] {
+                let most = ring.capacity_within(spare);
+                prop_assert!(ring.growth_for(most) <= spare && most >= ring.capacity());
+                prop_assert!(most == limit || ring.growth_for(most + 1) > spare);
             }
             let placed = model.placed_next();
             ring.advance_len(placed);

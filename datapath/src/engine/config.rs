@@ -23,6 +23,8 @@ pub struct EngineConfig {
     pub subflows_per_connection_max: usize,
     /// Of one connection.
     pub buffers: Buffers,
+    /// What the buffers of all connections of this worker may hold, see [`crate::memory`].
+    pub memory_max_bytes: usize,
     pub time_wait: Duration,
     pub time_wait_max: usize,
     /// How long subflow FINs are held for the peer's once both streams have ended.
@@ -51,6 +53,7 @@ impl EngineConfig {
             half_open_max: 16_384,
             subflows_per_connection_max: 8,
             buffers: Buffers::default(),
+            memory_max_bytes: 1 << 30,
             time_wait: Duration::from_secs(60),
             time_wait_max: 65_536,
             fin_hold: Duration::from_secs(1),

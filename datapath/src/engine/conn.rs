@@ -1,5 +1,6 @@
 //! One connection in the hands of its app.
 
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::mptcp::Connection;
 use crate::mptcp::connection::End;
@@ -163,6 +164,7 @@ impl<'a> Conn<'a> {
 /// All connections of the worker, for apps that act outside a callback.
 pub struct Conns<'a> {
     pub(super) connections: &'a mut Slab<Box<Connection>>,
+    pub(super) memory: &'a mut Memory,
     pub(super) metrics: &'a mut Metrics,
     /// Those an app laid hands on, to be settled afterwards.
     pub(super) touched: &'a mut Vec<ConnId>,
@@ -177,6 +179,10 @@ impl Conns<'_> {
             .get_mut(id.index as usize)
             .filter(|c| c.id == id && !c.app_closed)?;
         self.touched.push(id);
-        Some(f(&mut Conn::new(connection, self.metrics, self.now, &[])))
+        connection.set_allowance(self.memory.allowance());
+        let result = f(&mut Conn::new(connection, self.metrics, self.now, &[]));
+        // At once: the next one has what this one left.
+        self.metrics.memory_pressures += u64::from(self.memory.settle(connection));
+        Some(result)
     }
 }

@@ -4,8 +4,10 @@ use super::flow::{FlowEntry, FlowKey};
 use super::{ConnId, Engine, JoinPolicy};
 use crate::buffer::ByteRing;
 use crate::crypto;
+use crate::memory::{RECEIVE_RESERVE_BYTES, SEND_RESERVE_BYTES};
 use crate::mptcp::close::{RST_MPTCP_SPECIFIC, RST_NO_RESOURCES, RST_PROHIBITED};
 use crate::mptcp::connection::{Connection, Settings};
+use crate::mptcp::data::{WINDOW_SHIFT_MAX, window_shift};
 use crate::mptcp::path_mtu::headers_len;
 use crate::mptcp::{Handshake, Mode, Subflow};
 use crate::port::IfaceId;
@@ -28,8 +30,9 @@ const KEY_DRAWS_PER_OWNER: u32 = 64;
 /// RFC 9293 §3.7.1: a peer that sends no MSS option takes this much.
 const MSS_DEFAULT_V4: u16 = 536;
 const MSS_DEFAULT_V6: u16 = 1220;
-/// RFC 7323 §2.3.
-const WINDOW_SHIFT_MAX: u8 = 14;
+/// What a connection is charged for from the beginning.
+const CONNECTION_BYTES: usize =
+    size_of::<Connection>() + size_of::<Subflow>() + RECEIVE_RESERVE_BYTES + SEND_RESERVE_BYTES;
 /// What a subflow may stage beyond a window: one mapping and as much without one.
 const STAGING_SLACK_BYTES: usize = 3 * 65_536;
 
@@ -90,6 +93,10 @@ impl Engine {
             self.metrics.listen_overflows += 1;
             return;
         }
+        if !self.memory.admits(CONNECTION_BYTES) {
+            self.metrics.memory_refused += 1;
+            return;
+        }
         let capable = segment.tcp.options.mptcp.capable;
         let asks_checksum = self.services[service].config.checksum;
         let key_and_token = match capable {
@@ -134,6 +141,7 @@ impl Engine {
         let subflow = self.new_subflow(now, iface, segment, service, handshake, iss);
         let subflow = connection.add_subflow(subflow) as u32;
         self.connections.insert(connection);
+        self.memory.open();
         self.half_open += 1;
         self.flows.insert(
             key,
@@ -200,7 +208,9 @@ impl Engine {
             self.refuse_join(now, iface, segment, RST_MPTCP_SPECIFIC, false);
             return;
         }
-        if !connection.has_room_for_subflow() {
+        let room = self.memory.admits(size_of::<Subflow>());
+        self.metrics.memory_refused += u64::from(!room);
+        if !room || !connection.has_room_for_subflow() {
             self.metrics.mp_join_rejected += 1;
             self.refuse_join(now, iface, segment, RST_NO_RESOURCES, true);
             return;
@@ -213,6 +223,7 @@ impl Engine {
         let iss = self.initial_sequence(now, segment, last_used);
         let mut subflow = self.new_subflow(now, iface, segment, service, handshake, iss);
         let connection = &mut self.connections[index];
+        connection.set_allowance(self.memory.allowance());
         subflow.local_id = connection.take_local_id();
         subflow.remote_id = address_id;
         subflow.backup = backup;
@@ -359,12 +370,4 @@ impl Engine {
             bytes_received: 0,
         }
     }
-}
-
-/// The smallest shift with which a window field says `window_bytes`, but for its last unit: a larger
-/// unit would round away more of every small step.
-fn window_shift(window_bytes: usize) -> u8 {
-    (0..WINDOW_SHIFT_MAX)
-        .find(|shift| window_bytes >> shift <= usize::from(u16::MAX) + 1)
-        .unwrap_or(WINDOW_SHIFT_MAX)
 }

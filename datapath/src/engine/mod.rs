@@ -16,10 +16,11 @@ mod time_wait;
 pub use crate::mptcp::connection::Buffers;
 pub use config::{EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig};
 pub use conn::{Conn, ConnId, Conns};
-pub use report::{ConnectionReport, EngineReport, SubflowReport};
+pub use report::{ConnectionReport, EngineReport, MemoryReport, SubflowReport};
 
 use crate::app::{App, CloseCause};
 use crate::crypto::Secrets;
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::mptcp::connection::End;
 use crate::mptcp::{Connection, Mode};
@@ -38,6 +39,8 @@ use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use time_wait::TimeWaitTable;
 
+/// A direction of one connection has at most this part of the worker's memory.
+const MEMORY_PARTS: usize = 4;
 /// Stateless answers that may wait for a free frame, per interface.
 const REPLIES_MAX: usize = 1024;
 
@@ -76,6 +79,7 @@ pub struct Engine {
     expired: Vec<ConnId>,
     touched: Vec<ConnId>,
     transmit: Vec<TransmitQueue>,
+    memory: Memory,
     challenge_limit: RateLimit,
     reset_limit: RateLimit,
     secrets: Secrets,
@@ -88,12 +92,15 @@ pub struct Engine {
 impl Engine {
     /// `apps` in the order of `config.services`.
     pub fn new(
-        config: EngineConfig,
+        mut config: EngineConfig,
         apps: Vec<Box<dyn App>>,
         now: Instant,
         mut entropy: Box<dyn Entropy>,
     ) -> Engine {
         assert_eq!(config.services.len(), apps.len(), "one app per service");
+        config.buffers = config
+            .buffers
+            .within(config.memory_max_bytes / MEMORY_PARTS);
         let secrets = Secrets::generate(&mut *entropy);
         let services = config.services.iter().cloned().zip(apps);
         Engine {
@@ -114,6 +121,7 @@ impl Engine {
                 .iter()
                 .map(|_| TransmitQueue::default())
                 .collect(),
+            memory: Memory::new(config.memory_max_bytes),
             challenge_limit: RateLimit::new(config.challenge_acks_per_second_max),
             reset_limit: RateLimit::new(config.resets_per_second_max),
             secrets,
@@ -163,6 +171,7 @@ impl Engine {
             }) => {
                 let index = connection as usize;
                 let connection = &mut self.connections[index];
+                connection.set_allowance(self.memory.allowance());
                 let received =
                     connection.on_segment(subflow as usize, now, iface, segment, &mut self.metrics);
                 if received.challenge {
@@ -199,6 +208,7 @@ impl Engine {
                 continue;
             }
             connection.wheel_at = None;
+            connection.set_allowance(self.memory.allowance());
             connection.on_timeout(now, &mut self.metrics);
             self.settle(index, now, &[]);
         }
@@ -224,6 +234,7 @@ impl Engine {
             if let Some(readiness) = service.app.readiness() {
                 let mut conns = Conns {
                     connections: &mut self.connections,
+                    memory: &mut self.memory,
                     metrics: &mut self.metrics,
                     touched: &mut touched,
                     now,
@@ -232,12 +243,10 @@ impl Engine {
             }
         }
         for id in touched.drain(..) {
-            if self
-                .connections
-                .get(id.index as usize)
-                .is_some_and(|c| c.id == id)
-            {
-                self.settle(id.index as usize, now, &[]);
+            let index = id.index as usize;
+            if let Some(connection) = self.connections.get_mut(index).filter(|c| c.id == id) {
+                connection.set_allowance(self.memory.allowance());
+                self.settle(index, now, &[]);
             }
         }
         self.touched = touched;
@@ -292,10 +301,14 @@ impl Engine {
                 self.enqueue(index);
                 continue;
             }
+            // The window that it offers is that of now.
+            let share_bytes = self.memory.allowance().share_bytes;
+            connection.rcv.set_share(share_bytes);
             let written = connection.transmit(subflow, now, frame, &mut self.metrics);
             if connection.retired.is_empty() {
                 self.after_transmit(index, now);
             } else {
+                connection.set_allowance(self.memory.allowance());
                 self.settle(index, now, &[]);
             }
             if written > 0 {
@@ -333,8 +346,8 @@ impl Engine {
         }
     }
 
-    /// After anything that touched a connection: tells its app, ends what has ended, and enters
-    /// what is left to do in the queues and the wheel.
+    /// After anything that touched a connection, within its allowance: tells its app, ends what has
+    /// ended, charges it for what it holds, and enters what is left to do in the queues and the wheel.
     fn settle(&mut self, index: usize, now: Instant, in_place: &[u8]) {
         let connection = &mut self.connections[index];
         let app = &mut self.services[connection.service].app;
@@ -356,10 +369,7 @@ impl Engine {
         }
         connection.after_progress(now);
         connection.tune_buffers(now);
-        if connection.write_blocked
-            && connection.end.is_none()
-            && connection.snd.free() >= connection.snd.limit() / 4
-        {
+        if connection.write_blocked && connection.end.is_none() && connection.snd.is_writable() {
             connection.write_blocked = false;
             app.on_writable(&mut Conn::new(connection, &mut self.metrics, now, &[]));
         }
@@ -373,6 +383,7 @@ impl Engine {
             app.on_closed(connection.id, CloseCause::from(end));
         }
         connection.refresh(now);
+        self.metrics.memory_pressures += u64::from(self.memory.settle(connection));
         self.after_transmit(index, now);
     }
 
@@ -437,6 +448,7 @@ impl Engine {
 
     fn remove_connection(&mut self, index: usize) {
         let connection = self.connections.remove(index);
+        self.memory.close(connection.charged_bytes);
         if connection.token != 0 {
             self.tokens.remove(&connection.token);
         }

@@ -16,7 +16,18 @@ pub struct EngineReport {
     pub flows: usize,
     pub tokens: usize,
     pub time_wait: usize,
+    pub memory: MemoryReport,
     pub conns: Vec<ConnectionReport>,
+}
+
+/// See [`crate::memory`].
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct MemoryReport {
+    pub used_bytes: usize,
+    pub limit_bytes: usize,
+    pub pressure: bool,
+    /// What a connection may hold each way while there is pressure.
+    pub share_bytes: usize,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -34,6 +45,8 @@ pub struct ConnectionReport {
     pub receive_limit_bytes: usize,
     pub send_buffered_bytes: usize,
     pub send_limit_bytes: usize,
+    /// Memory charged for: buffers at their capacity, or the reserve.
+    pub memory_bytes: usize,
     pub subflows: Vec<SubflowReport>,
 }
 
@@ -71,6 +84,12 @@ impl Engine {
             flows: self.flows.len() - self.time_wait.len(),
             tokens: self.tokens.len(),
             time_wait: self.time_wait.len(),
+            memory: MemoryReport {
+                used_bytes: self.memory.used_bytes(),
+                limit_bytes: self.memory.limit_bytes(),
+                pressure: self.memory.is_pressed(),
+                share_bytes: self.memory.share_bytes(),
+            },
             conns: list
                 .map(|(_, c)| ConnectionReport {
                     service: self.services[c.service].config.name.clone(),
@@ -88,6 +107,7 @@ impl Engine {
                     receive_limit_bytes: c.rcv.limit_bytes(),
                     send_buffered_bytes: c.snd.buffered(),
                     send_limit_bytes: c.snd.limit(),
+                    memory_bytes: c.memory_bytes(),
                     subflows: c
                         .subflows
                         .iter()

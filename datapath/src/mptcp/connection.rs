@@ -4,6 +4,7 @@ use super::close::RST_PERFORMANCE;
 use super::data::{DataReceiver, DataSender};
 use super::subflow::{Handshake, Subflow};
 use crate::engine::{ConnId, Patience};
+use crate::memory::{Allowance, RECEIVE_RESERVE_BYTES, SEND_RESERVE_BYTES};
 use crate::port::IfaceId;
 use crate::seq::DataSeq;
 use crate::tcp::State;
@@ -56,6 +57,20 @@ pub struct Buffers {
     /// What the application may have written without an acknowledgment.
     pub send_initial_bytes: usize,
     pub send_max_bytes: usize,
+}
+
+impl Buffers {
+    /// The same, none larger than `max_bytes`.
+    pub fn within(self, max_bytes: usize) -> Buffers {
+        let receive_max_bytes = self.receive_max_bytes.min(max_bytes);
+        let send_max_bytes = self.send_max_bytes.min(max_bytes);
+        Buffers {
+            receive_initial_bytes: self.receive_initial_bytes.min(receive_max_bytes),
+            receive_max_bytes,
+            send_initial_bytes: self.send_initial_bytes.min(send_max_bytes),
+            send_max_bytes,
+        }
+    }
 }
 
 /// What has happened and is to be told to the app.
@@ -142,6 +157,9 @@ pub struct Connection {
     pub retired: Vec<Retired>,
     /// Deadline under which this connection is entered in the timer wheel.
     pub wheel_at: Option<Instant>,
+    /// By how much its buffers may grow now, and what it was charged for last.
+    pub allowance: Allowance,
+    pub charged_bytes: usize,
 }
 
 impl Connection {
@@ -192,6 +210,8 @@ impl Connection {
             app_closed: false,
             retired: Vec::new(),
             wheel_at: None,
+            allowance: Allowance::UNLIMITED,
+            charged_bytes: 0,
         }
     }
 
@@ -233,8 +253,34 @@ impl Connection {
         due.then_some(index)
     }
 
+    /// Tells both directions what the worker's memory leaves them.
+    pub fn set_allowance(&mut self, allowance: Allowance) {
+        self.allowance = allowance;
+        self.rcv.set_share(allowance.share_bytes);
+        self.snd.set_memory(&allowance);
+    }
+
+    /// Octets of memory to be charged for: what is held, or the reserve where that is more.
+    pub fn memory_bytes(&self) -> usize {
+        let subflows = self.subflows.len() * size_of::<Subflow>();
+        let receive = self.receive_held_bytes().max(RECEIVE_RESERVE_BYTES);
+        let send = self.snd.held_bytes().max(SEND_RESERVE_BYTES);
+        size_of::<Connection>() + subflows + receive + send
+    }
+
+    /// Octets of memory that hold text received.
+    pub fn receive_held_bytes(&self) -> usize {
+        let subflows = self.subflows.iter().map(|(_, s)| s.held_bytes());
+        self.rcv.held_bytes() + subflows.sum::<usize>()
+    }
+
     /// Sizes both buffers, after the application had its turn.
     pub fn tune_buffers(&mut self, now: Instant) {
+        if self.allowance.is_pressed() {
+            self.rcv.shrink();
+            self.snd.shrink();
+            return;
+        }
         if !self.app_opened {
             return;
         }

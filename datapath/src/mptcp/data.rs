@@ -2,11 +2,23 @@
 
 use super::autotune::{ReceiveTuner, SendTuner};
 use crate::buffer::{ByteRing, Inserted, Intervals};
+use crate::memory::{Allowance, SEND_RESERVE_BYTES};
 use crate::seq::DataSeq;
 use crate::time::{Duration, Instant};
 
 /// Ranges kept out of order at data level, and ranges to be reinjected.
 const RANGES_MAX: usize = 256;
+
+/// RFC 7323 §2.3.
+pub const WINDOW_SHIFT_MAX: u8 = 14;
+
+/// The smallest shift with which a window field says `window_bytes`, but for its last unit: a larger
+/// unit would round away more of every small step.
+pub fn window_shift(window_bytes: usize) -> u8 {
+    (0..WINDOW_SHIFT_MAX)
+        .find(|shift| window_bytes >> shift <= usize::from(u16::MAX) + 1)
+        .unwrap_or(WINDOW_SHIFT_MAX)
+}
 
 /// What became of octets given to [`DataReceiver::accept`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +55,10 @@ pub struct DataReceiver {
     /// The application took octets since then.
     freed: bool,
     tuner: ReceiveTuner,
+    /// What the tuner's window is cut to under memory pressure.
+    share_bytes: usize,
+    /// The least window that a scaled field can say.
+    unit_bytes: usize,
 }
 
 impl DataReceiver {
@@ -57,6 +73,8 @@ impl DataReceiver {
             granted: DataSeq(0),
             freed: false,
             tuner: ReceiveTuner::new(initial_bytes, max_bytes),
+            share_bytes: usize::MAX,
+            unit_bytes: 1 << window_shift(max_bytes),
         }
     }
 
@@ -110,7 +128,7 @@ impl DataReceiver {
     /// than two units at a time to an application that does not read has moved that far beyond the
     /// room: below one unit, an edge that may not go back moves with every octet.
     fn accept_edge(&self) -> DataSeq {
-        let kept = self.granted.max(self.room_edge()) + self.limit_bytes() / 2;
+        let kept = self.granted.max(self.room_edge()) + self.tuner.window_bytes() / 2;
         self.right_edge.min(kept)
     }
 
@@ -137,13 +155,41 @@ impl DataReceiver {
 
     /// The window of an empty buffer.
     pub fn limit_bytes(&self) -> usize {
-        self.tuner.window_bytes()
+        let window = self.tuner.window_bytes().min(self.share_bytes);
+        window.max(self.unit_bytes)
     }
 
     /// The application has had its turn: sizes the window, see [`ReceiveTuner::on_taken`].
     pub fn tune(&mut self, now: Instant, mss: usize, rtt: impl FnOnce() -> Option<Duration>) {
         let front = self.front();
         self.tuner.on_taken(now, front, mss, rtt);
+    }
+
+    /// From now on no new window is offered beyond this; `usize::MAX` is no bound. What was offered
+    /// before stands.
+    pub fn set_share(&mut self, share_bytes: usize) {
+        self.share_bytes = share_bytes;
+    }
+
+    /// Octets of memory held.
+    pub fn held_bytes(&self) -> usize {
+        self.unread.capacity()
+    }
+
+    /// Octets of memory that keeping `len` octets more in order would take beyond those held now.
+    pub fn growth_for(&self, len: usize) -> usize {
+        self.unread.growth_for(self.unread.len() + len)
+    }
+
+    /// The same for octets up to `end`, out of order.
+    pub fn growth_to(&self, end: DataSeq) -> usize {
+        let end = end.min(self.accept_edge());
+        self.growth_for(self.ahead_bytes(end))
+    }
+
+    /// Gives back memory that is hardly used.
+    pub fn shrink(&mut self) {
+        self.unread.shrink();
     }
 
     /// Takes in octets that begin at `dsn`. `in_place`: the caller can offer them where they lie.
@@ -284,6 +330,10 @@ pub struct DataSender {
     /// To be sent again on whatever subflow is fit.
     pub reinject: Intervals<DataSeq>,
     tuner: SendTuner,
+    /// What the tuner's limit is cut to under memory pressure.
+    share_bytes: usize,
+    /// What the memory of the worker lets the buffer become now.
+    capacity_max_bytes: usize,
 }
 
 impl DataSender {
@@ -300,6 +350,8 @@ impl DataSender {
             fin_sent: false,
             reinject: Intervals::new(RANGES_MAX),
             tuner: SendTuner::new(initial_bytes, max_bytes),
+            share_bytes: usize::MAX,
+            capacity_max_bytes: max_bytes,
         }
     }
 
@@ -323,12 +375,36 @@ impl DataSender {
         }
         let unacknowledged = self.end().distance(self.snd_una);
         let room = self.limit().saturating_sub(unacknowledged);
-        room.min(self.buffer.free())
+        let capacity = self.capacity_max_bytes.min(self.buffer.limit());
+        room.min(capacity.saturating_sub(self.buffer.len()))
+    }
+
+    /// Whether there is room enough to call the application for: a quarter of what there may be.
+    pub fn is_writable(&self) -> bool {
+        self.free() >= self.limit().min(self.capacity_max_bytes) / 4
     }
 
     /// Octets that may be written and not acknowledged.
     pub fn limit(&self) -> usize {
-        self.tuner.limit_bytes()
+        self.tuner.limit_bytes().min(self.share_bytes)
+    }
+
+    /// What the worker's memory leaves: nothing more is written beyond `share_bytes`, and the buffer
+    /// grows by `spare_bytes` at most. Its reserve it has in any case.
+    pub fn set_memory(&mut self, allowance: &Allowance) {
+        self.share_bytes = allowance.share_bytes;
+        let reached = self.buffer.capacity_within(allowance.spare_bytes);
+        self.capacity_max_bytes = reached.max(SEND_RESERVE_BYTES);
+    }
+
+    /// Octets of memory held.
+    pub fn held_bytes(&self) -> usize {
+        self.buffer.capacity()
+    }
+
+    /// Gives back memory that is hardly used.
+    pub fn shrink(&mut self) {
+        self.buffer.shrink();
     }
 
     /// Something was sent, acknowledged or written: sizes the buffer, see [`SendTuner::on_progress`].
@@ -461,7 +537,7 @@ impl DataSender {
         Some((start, len))
     }
 
-    /// Octets of memory held.
+    /// Octets in the buffer.
     pub fn buffered(&self) -> usize {
         self.buffer.len()
     }

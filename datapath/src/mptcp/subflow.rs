@@ -252,6 +252,11 @@ impl Subflow {
             .copied()
     }
 
+    /// Octets of memory that hold text received.
+    pub fn held_bytes(&self) -> usize {
+        self.rx.held_bytes() + self.staged.capacity()
+    }
+
     /// Keeps octets that are in order until they are mapped and verified.
     pub fn staged_push(&mut self, octets: &[u8]) {
         let stored = self.staged.push(octets);

@@ -5,6 +5,7 @@ use super::connection::{Connection, Mode};
 use super::data::Delivered;
 use super::receive::Received;
 use super::subflow::{Mapping, Reset};
+use crate::memory::RECEIVE_RESERVE_BYTES;
 use crate::metrics::Metrics;
 use crate::seq::{DataSeq, TcpSeq};
 use crate::tcp::receiver::Accepted;
@@ -29,8 +30,7 @@ impl Connection {
         received: &mut Received,
     ) {
         let fin = segment.tcp.flags.contains(TcpFlags::FIN);
-        if !self.has_room_for(index, segment) {
-            metrics.rcv_queue_drop += 1;
+        if !self.has_room_for(index, segment, metrics) {
             self.subflows[index].rx.ack_now = true;
             return;
         }
@@ -79,13 +79,63 @@ impl Connection {
 
     /// Whether the text of a segment can be kept, should the application not take it: decided before
     /// the subflow acknowledges it.
-    fn has_room_for(&self, index: usize, segment: &Segment<'_>) -> bool {
+    fn has_room_for(&mut self, index: usize, segment: &Segment<'_>, metrics: &mut Metrics) -> bool {
         let subflow = &self.subflows[index];
-        let end = segment.tcp.seq + segment.payload.len();
+        let seq = segment.tcp.seq;
+        let end = seq + segment.payload.len();
         if !end.after(subflow.rx.rcv_nxt) {
             return true;
         }
-        !self.rcv.overruns(end.distance(subflow.delivered_to))
+        let in_order = seq.at_or_before(subflow.rx.rcv_nxt);
+        if self.rcv.overruns(end.distance(subflow.delivered_to)) {
+            metrics.rcv_queue_drop += 1;
+            return false;
+        }
+        if self.take_memory(self.growth_for(index, seq, end)) {
+            return true;
+        }
+        if !in_order {
+            metrics.ofo_drop += 1;
+            return false;
+        }
+        // RFC 2018 §8: what was only SACKed may go, so that what is next in order can come.
+        let rx = &mut self.subflows[index].rx;
+        if rx.out_of_order_bytes() > 0 {
+            metrics.ofo_pruned += 1;
+            self.allowance.spare_bytes += rx.held_bytes();
+            rx.discard_out_of_order();
+        }
+        let growth = self.growth_for(index, seq, end);
+        if self.receive_held_bytes() + growth <= RECEIVE_RESERVE_BYTES || self.take_memory(growth) {
+            return true;
+        }
+        metrics.rcv_queue_drop += 1;
+        false
+    }
+
+    /// The most by which memory grows if text up to `end` is taken in on a subflow.
+    fn growth_for(&self, index: usize, seq: TcpSeq, end: TcpSeq) -> usize {
+        let subflow = &self.subflows[index];
+        let reassembly = subflow.rx.growth_for(seq, end);
+        if seq.after(subflow.rx.rcv_nxt) {
+            return reassembly;
+        }
+        let len = subflow.rx.ready_end(end).distance(subflow.delivered_to);
+        let staged = match self.mode {
+            Mode::Mptcp => subflow.staged.growth_for(len),
+            _ => 0,
+        };
+        reassembly + staged + self.rcv.growth_for(len)
+    }
+
+    /// Takes `bytes` out of the allowance; what the application may write becomes less by as much.
+    fn take_memory(&mut self, bytes: usize) -> bool {
+        if bytes == 0 {
+            return true;
+        }
+        let enough = self.allowance.take(bytes);
+        self.snd.set_memory(&self.allowance);
+        enough
     }
 
     /// Octets that are in order on the subflow. Whole mappings go on to the data level; the rest is
@@ -208,6 +258,12 @@ impl Connection {
         metrics: &mut Metrics,
     ) -> Range<usize> {
         if text.is_empty() {
+            return 0..0;
+        }
+        // What is in order has its memory since the subflow took it in.
+        let ahead = dsn.after(self.rcv.rcv_nxt);
+        if ahead && !self.take_memory(self.rcv.growth_to(dsn + text.len())) {
+            metrics.rcv_pruned += 1;
             return 0..0;
         }
         match self.rcv.accept(dsn, text, in_place) {

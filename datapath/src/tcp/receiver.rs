@@ -197,6 +197,31 @@ impl Receiver {
         true
     }
 
+    /// Octets of memory held.
+    pub fn held_bytes(&self) -> usize {
+        self.reassembly.capacity()
+    }
+
+    /// Octets of memory that taking in text up to `end` would take beyond those held now.
+    pub fn growth_for(&self, seq: TcpSeq, end: TcpSeq) -> usize {
+        if seq.at_or_before(self.rcv_nxt) && self.ranges.is_empty() {
+            return 0;
+        }
+        self.reassembly.growth_for(end.distance(self.rcv_nxt))
+    }
+
+    /// Up to where text that fills the hole at `rcv_nxt` and ends at `end` may bring the order.
+    pub fn ready_end(&self, end: TcpSeq) -> TcpSeq {
+        self.ranges.last().map_or(end, |(_, last)| last.max(end))
+    }
+
+    /// Drops what is kept out of order (RFC 2018 §8: what was only SACKed may be).
+    pub fn discard_out_of_order(&mut self) {
+        self.ranges.clear();
+        self.recent = None;
+        self.reassembly.release();
+    }
+
     /// Octets kept out of order.
     pub fn out_of_order_bytes(&self) -> usize {
         self.ranges.covered()

@@ -5,7 +5,7 @@ use crate::model::client::ClientConfig;
 use crate::model::net::Path;
 use crate::model::sim::{Family, Sim, SimConfig};
 use crate::model::{assert_same, stream};
-use mpx_datapath::engine::ConnectionReport;
+use mpx_datapath::engine::{ConnectionReport, EngineReport};
 use mpx_datapath::time::Duration;
 
 const INITIAL: usize = 128 << 10;
@@ -130,4 +130,116 @@ fn a_slow_reader_keeps_the_initial_window() {
         assert_same(&sim.app.record().received, &sent);
         sim.finish();
     }
+}
+
+/// The account of the server, after a look at what must hold whatever happens.
+fn account(sim: &Sim) -> EngineReport {
+    let report = sim.server.report(usize::MAX);
+    let memory = &report.memory;
+    assert!(memory.used_bytes <= memory.limit_bytes, "{memory:?}");
+    let held: usize = report.conns.iter().map(|c| c.memory_bytes).sum();
+    assert_eq!(held, memory.used_bytes);
+    report
+}
+
+#[test]
+fn five_hundred_slow_readers_share_little_memory_and_lose_nothing() {
+    const CLIENTS: u64 = 500;
+    const UPLOAD: usize = 20_000;
+    let paused = Behaviour {
+        paused: true,
+        ..Behaviour::default()
+    };
+    let mut sim = Sim::new(SimConfig {
+        paths: vec![Path {
+            queue: Duration::from_secs(5),
+            ..Path::default()
+        }],
+        receive_initial_bytes: INITIAL,
+        receive_buffer_bytes: MAX,
+        memory_max_bytes: 8 << 20,
+        ..SimConfig::with(paused)
+    });
+    let mut clients = Vec::new();
+    for n in 0..CLIENTS {
+        if n == CLIENTS * 4 / 5 {
+            // These are open before memory gets scarce, with a window each that is more than all.
+            sim.run_for(Duration::from_millis(500));
+        }
+        clients.push(sim.connect(ClientConfig {
+            multipath: n % 2 == 0,
+            server_may_renege: true,
+            flight_segments: 16,
+            seed: n,
+            ..ClientConfig::new(Family::V4.server(0))
+        }));
+    }
+    for (n, c) in clients.iter().enumerate() {
+        sim.clients[*c].send(&stream(n as u64, UPLOAD));
+        sim.clients[*c].close_write();
+    }
+    let mut pressed = false;
+    for _ in 0..20 {
+        sim.run_for(Duration::from_millis(100));
+        pressed |= account(&sim).memory.pressure;
+    }
+    let metrics = sim.server.engine.metrics.clone();
+    let drops = metrics.rcv_queue_drop + metrics.ofo_drop;
+    let counted = [metrics.memory_pressures, metrics.memory_refused, drops];
+    assert!(pressed && counted.iter().all(|n| *n > 0), "{counted:?}");
+    let open = account(&sim).connections as u64;
+    assert!(open > 100 && open < CLIENTS, "{open} of {CLIENTS} are open");
+
+    // What was refused comes again once there is room, and all of it gets through.
+    sim.app.read_all();
+    while !clients.iter().all(|c| sim.clients[*c].closed()) {
+        sim.run_for(Duration::from_millis(100));
+        account(&sim);
+    }
+    for (n, c) in clients.iter().enumerate() {
+        let received = sim.app.with_client(*c, |r| r.received.clone());
+        assert_same(&received.unwrap_or_default(), &stream(n as u64, UPLOAD));
+    }
+    sim.finish();
+}
+
+/// Opens `connections` one by one, and one more; returns how many the server has then, and what it
+/// refused.
+fn crowd(memory_max_bytes: usize, connections: usize) -> (EngineReport, u64) {
+    let mut sim = Sim::new(SimConfig {
+        memory_max_bytes,
+        ..SimConfig::with(Behaviour::default())
+    });
+    let one = |sim: &mut Sim| {
+        let c = sim.connect(ClientConfig::new(Family::V4.server(0)));
+        sim.run_for(Duration::from_millis(200));
+        c
+    };
+    let mut clients: Vec<usize> = (0..=connections).map(|_| one(&mut sim)).collect();
+    let report = account(&sim);
+    let refused = sim.server.engine.metrics.memory_refused;
+    // Below a half there is no pressure any more: the SYN is sent again and taken.
+    while refused > 0 && account(&sim).memory.pressure {
+        sim.clients[clients.remove(0)].fastclose();
+        sim.run_for(Duration::from_millis(100));
+    }
+    sim.run(|sim| clients.iter().all(|c| sim.clients[*c].established()));
+    for c in clients {
+        sim.clients[c].fastclose();
+    }
+    sim.finish();
+    (report, refused)
+}
+
+#[test]
+fn connections_are_refused_from_just_above_three_quarters_on() {
+    const COUNT: usize = 10;
+    let each = crowd(1 << 30, 0).0.memory.used_bytes;
+    let pressure = each * COUNT;
+    let within = pressure.div_ceil(3) * 4;
+    let (report, refused) = crowd(within, COUNT);
+    assert_eq!((report.connections, refused), (COUNT + 1, 0));
+    let (report, refused) = crowd(within - 4, COUNT);
+    assert_eq!(report.connections, COUNT);
+    assert!(refused > 0 && report.memory.pressure);
 }

@@ -53,6 +53,8 @@ pub struct ClientConfig {
     /// Reports what it gets twice (RFC 2883), if SACK is agreed.
     pub dsack: bool,
     pub quirks: Quirks,
+    /// The server is short of memory: after a timeout what it SACKed is sent again (RFC 2018 §5, §8).
+    pub server_may_renege: bool,
     pub seed: u64,
 }
 
@@ -93,6 +95,7 @@ impl ClientConfig {
             ack: AckPolicy::default(),
             dsack: true,
             quirks: Quirks::default(),
+            server_may_renege: false,
             seed: 1,
         }
     }
@@ -473,6 +476,9 @@ impl Client {
             }
             if s.timer.is_none_or(|t| t > now) {
                 continue;
+            }
+            if self.config.server_may_renege {
+                s.forget_sacks();
             }
             let alive = s.on_timeout(now);
             if self.config.random_segments && self.mode == Mode::Tcp {

@@ -139,10 +139,12 @@ impl Server {
         Some(Duration::from_micros(subflow.srtt_us.unwrap_or(0)))
     }
 
-    /// No connection, flow or token is left, nor anything in TIME-WAIT.
+    /// No connection, flow or token is left, nor anything in TIME-WAIT nor an octet of memory.
     pub fn is_empty(&self) -> bool {
-        self.reports(0)
-            .all(|r| r.connections + r.half_open + r.flows + r.tokens + r.time_wait == 0)
+        self.reports(0).all(|r| {
+            let entries = r.connections + r.half_open + r.flows + r.tokens + r.time_wait;
+            entries + r.memory.used_bytes == 0
+        })
     }
 
     pub fn describe(&self) -> String {
@@ -205,6 +207,7 @@ fn engine_config(config: &SimConfig) -> EngineConfig {
         send_initial_bytes: config.send_initial_bytes,
         send_max_bytes: config.send_buffer_bytes,
     };
+    engine.memory_max_bytes = config.memory_max_bytes;
     engine.subflows_per_connection_max = config.subflows_max;
     engine.connections_max = config.connections_max;
     engine.half_open_max = config.half_open_max;

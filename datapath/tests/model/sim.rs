@@ -84,6 +84,8 @@ pub struct SimConfig {
     pub send_buffer_bytes: usize,
     pub receive_initial_bytes: usize,
     pub send_initial_bytes: usize,
+    /// Of the server's one worker.
+    pub memory_max_bytes: usize,
     pub subflows_max: usize,
     pub connections_max: usize,
     pub half_open_max: usize,
@@ -111,6 +113,7 @@ impl SimConfig {
             send_buffer_bytes: 512 * 1024,
             receive_initial_bytes: usize::MAX,
             send_initial_bytes: usize::MAX,
+            memory_max_bytes: 1 << 30,
             subflows_max: 8,
             connections_max: 100_000,
             half_open_max: 16_384,

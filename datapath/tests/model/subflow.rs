@@ -518,6 +518,13 @@ impl Subflow {
         (self.timer, self.ack_at) = (None, None);
     }
 
+    /// Takes nothing that was SACKed for granted any more.
+    pub fn forget_sacks(&mut self) {
+        for sent in &mut self.sent {
+            sent.sacked = false;
+        }
+    }
+
     /// The retransmission timer went off. `false`: nobody answers any more.
     pub fn on_timeout(&mut self, now: Instant) -> bool {
         self.tries += 1;

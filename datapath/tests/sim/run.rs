@@ -255,6 +255,10 @@ impl Runner<'_> {
         assert!(report.connections <= config.connections_max, "{report:?}");
         assert!(report.half_open <= config.half_open_max, "{report:?}");
         assert!(report.time_wait <= config.time_wait_max, "{report:?}");
+        let memory = &report.memory;
+        assert!(memory.used_bytes <= memory.limit_bytes, "{memory:?}");
+        let held: usize = report.conns.iter().map(|c| c.memory_bytes).sum();
+        assert_eq!(held, memory.used_bytes, "the account is wrong: {report:?}");
         for conn in &report.conns {
             assert!(
                 // RFC 8684 §3.3.4: an edge that may not go back can pass the room by half of it.

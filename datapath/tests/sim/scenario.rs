@@ -19,6 +19,9 @@ const ROUND_TRIPS_MAX: usize = 300;
 /// A stream takes so many segments at most.
 const SEGMENTS_MAX: usize = 2000;
 
+/// With less than this a server would not take a single connection with all its subflows.
+const MEMORY_MIN_BYTES: usize = 100_000;
+
 /// Draws of a seed, laid over each other. Each layer has a stream of its own: what is added in a new
 /// one leaves to every seed what it drew before.
 pub const LAYERS: u64 = 5;
@@ -455,7 +458,7 @@ impl Draw {
         }
     }
 
-    /// Buffers of the server that grow.
+    /// Buffers of the server that grow, and memory that runs short.
     fn memory(&mut self, scenario: &mut Scenario) {
         let sim = &mut scenario.sim;
         if self.one_in(2) {
@@ -463,6 +466,12 @@ impl Draw {
         }
         if self.one_in(2) {
             sim.send_initial_bytes = 1 + self.magnitude(sim.send_buffer_bytes);
+        }
+        if self.one_in(3) {
+            sim.memory_max_bytes = MEMORY_MIN_BYTES + self.magnitude(2 << 20);
+            for plan in &mut scenario.clients {
+                plan.config.server_may_renege = true;
+            }
         }
     }
 
