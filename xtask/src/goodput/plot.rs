@@ -1,4 +1,5 @@
-//! Every run as a dot and the medians as bars, over the losses.
+//! Every run as a dot and the medians as strokes, over the losses. The scale is logarithmic: a ratio is
+//! as high in a slow cell as in a fast one.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -7,7 +8,8 @@ use super::{Cell, Contender};
 
 const SIZE: (u32, u32) = (760, 440);
 const FONT: (&str, u32) = ("sans-serif", 14);
-const COLOURS: [RGBColor; 2] = [RGBColor(0x55, 0x55, 0x55), RGBColor(0xd9, 0x5f, 0x02)];
+const TITLE_FONT: (&str, u32) = ("sans-serif", 17);
+const COLOURS: [RGBColor; 2] = [RGBColor(0x44, 0x44, 0x44), RGBColor(0xd9, 0x5f, 0x02)];
 /// Of the width of a cell: from its middle to a contender's column, and half a column.
 const COLUMN_AT: f64 = 0.17;
 const COLUMN_HALF: f64 = 0.12;
@@ -20,22 +22,20 @@ pub(super) fn draw(cells: &[Cell], link: &str) -> Result<String, String> {
 }
 
 fn drawn(svg: &mut String, cells: &[Cell], link: &str) -> Result<(), Box<dyn std::error::Error>> {
-    let most = cells
-        .iter()
-        .flat_map(|cell| cell.runs.iter().flatten())
-        .fold(1.0, |most: f64, run| most.max(*run));
+    let runs = || cells.iter().flat_map(|cell| cell.runs.iter().flatten());
+    let least = runs().fold(f64::INFINITY, |least, run| least.min(*run));
+    let most = runs().fold(0.0, |most: f64, run| most.max(*run));
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
-    let width = cells.len() as f64;
     let mut chart = ChartBuilder::on(&root)
-        .caption(
-            format!("Goodput of one download: {link}"),
-            ("sans-serif", 17),
-        )
+        .caption(format!("Goodput of one download: {link}"), TITLE_FONT)
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(56)
-        .build_cartesian_2d(0.0..width, 0.0..most * 1.1)?;
+        .build_cartesian_2d(
+            0.0..cells.len() as f64,
+            (least * 0.8..most * 1.25).log_scale(),
+        )?;
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -45,41 +45,32 @@ fn drawn(svg: &mut String, cells: &[Cell], link: &str) -> Result<(), Box<dyn std
         .label_style(FONT)
         .draw()?;
 
-    let centred = TextStyle::from(FONT.into_font()).pos(Pos::new(HPos::Center, VPos::Top));
+    let below = TextStyle::from(FONT.into_font()).pos(Pos::new(HPos::Center, VPos::Top));
     for (i, cell) in cells.iter().enumerate() {
         let middle = i as f64 + 0.5;
-        let (x, y) = chart.backend_coord(&(middle, 0.0));
+        let (x, y) = chart.backend_coord(&(middle, least * 0.8));
         let label = format!("loss {} %, ratio {:.2}", cell.loss_percent, cell.ratio());
-        root.draw(&Text::new(label, (x, y + 8), centred.clone()))?;
-        for contender in Contender::ALL {
-            let side = if contender == Contender::Kernel {
-                -1.0
-            } else {
-                1.0
-            };
+        root.draw(&Text::new(label, (x, y + 8), below.clone()))?;
+        for (contender, side) in Contender::ALL.into_iter().zip([-1.0, 1.0]) {
             let at = middle + side * COLUMN_AT;
             let colour = COLOURS[contender as usize];
             let median = cell.median(contender);
-            chart.draw_series([Rectangle::new(
-                [(at - COLUMN_HALF, 0.0), (at + COLUMN_HALF, median)],
-                colour.mix(0.35).filled(),
+            chart.draw_series([PathElement::new(
+                [(at - COLUMN_HALF, median), (at + COLUMN_HALF, median)],
+                colour.stroke_width(2),
             )])?;
             let runs = &cell.runs[contender as usize];
             let step = 2.0 * COLUMN_HALF / (runs.len() + 1) as f64;
             chart.draw_series(runs.iter().enumerate().map(|(run, rate)| {
                 let x = at - COLUMN_HALF + step * (run + 1) as f64;
-                Circle::new((x, *rate), 3, colour.filled())
+                Circle::new((x, *rate), 3, colour.mix(0.6).filled())
             }))?;
         }
     }
     for contender in Contender::ALL {
-        let colour = COLOURS[contender as usize];
-        let x = SIZE.0 as i32 - 110;
-        let y = 50 + 20 * contender as i32;
-        root.draw(&Rectangle::new(
-            [(x, y), (x + 12, y + 12)],
-            colour.mix(0.6).filled(),
-        ))?;
+        let colour = COLOURS[contender as usize].mix(0.6).filled();
+        let (x, y) = (SIZE.0 as i32 - 100, 50 + 20 * contender as i32);
+        root.draw(&Rectangle::new([(x, y), (x + 12, y + 12)], colour))?;
         root.draw(&Text::new(
             contender.name(),
             (x + 18, y),
@@ -88,4 +79,21 @@ fn drawn(svg: &mut String, cells: &[Cell], link: &str) -> Result<(), Box<dyn std
     }
     root.present()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_run_is_a_dot() {
+        let cell = |loss_percent, rate: f64| Cell {
+            loss_percent,
+            runs: [vec![rate; 5], vec![rate / 2.0; 5]],
+            doubts: Vec::new(),
+        };
+        let svg = draw(&[cell(0.0, 90.0), cell(3.0, 3.0)], "a link").unwrap();
+        assert_eq!(svg.matches("<circle").count(), 20);
+        assert!(svg.contains("loss 3 %, ratio 0.50"), "{svg}");
+    }
 }

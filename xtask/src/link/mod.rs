@@ -131,6 +131,11 @@ impl Link {
         Report::parse(&text)
     }
 
+    /// For tests that hold the relay up.
+    pub(crate) fn signal(&mut self, signal: Signal) -> Result<(), String> {
+        self.process.signal(signal)
+    }
+
     /// Ends the relay; what it held is lost.
     pub(crate) fn stop(mut self) -> Result<Report, String> {
         self.process.signal(Signal::TERM)?;
