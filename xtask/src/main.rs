@@ -10,6 +10,7 @@ mod ebpf;
 mod figures;
 mod goodput;
 mod link;
+mod mutations;
 mod packetdrill;
 mod peer;
 mod process;
@@ -97,17 +98,20 @@ enum Command {
         #[arg(long, value_name = "N", group = "task")]
         seeds: Option<u64>,
         /// The first of them
-        #[arg(long, value_name = "S", default_value_t = 0, conflicts_with_all = ["seed", "throughput"])]
+        #[arg(long, value_name = "S", default_value_t = 0, conflicts_with_all = ["seed", "throughput", "mutations"])]
         from: u64,
         /// Replay this one
         #[arg(long, value_name = "S", group = "task")]
         seed: Option<u64>,
         /// With the first so many layers of what the seeds stand for: earlier versions had fewer
-        #[arg(long, value_name = "N", conflicts_with = "throughput")]
+        #[arg(long, value_name = "N", conflicts_with_all = ["throughput", "mutations"])]
         layers: Option<u64>,
         /// Compare the table of throughputs with the file, or write it with UPDATE_EXPECT=1
         #[arg(long, group = "task")]
         throughput: bool,
+        /// Make bugs on purpose, one at a time in a copy of the tree, and see that each is found
+        #[arg(long, group = "task")]
+        mutations: bool,
         /// Where the frames of a replay go; sim-SEED.pcapng if not given
         #[arg(long, value_name = "FILE", requires = "seed")]
         capture: Option<std::path::PathBuf>,
@@ -215,6 +219,9 @@ fn run(command: Command) -> Result<(), String> {
             capture,
             ..
         } => sim::run(sim::Task::Replay { seed, capture }, layers),
+        Command::Sim {
+            mutations: true, ..
+        } => mutations::run(),
         Command::Sim {
             throughput: true, ..
         } => sim::run(sim::Task::Throughput, None),

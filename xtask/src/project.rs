@@ -55,7 +55,7 @@ pub(crate) fn cargo() -> Cmd {
     Cmd::new(cargo).directory(root()).limit(BUILD_LIMIT)
 }
 
-fn target_directory() -> PathBuf {
+pub(crate) fn target_directory() -> PathBuf {
     // A relative one is relative to where cargo was called.
     let named = std::env::var_os("CARGO_TARGET_DIR").filter(|named| !named.is_empty());
     named

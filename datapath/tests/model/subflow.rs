@@ -7,7 +7,7 @@ use super::client::watch::Repair;
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::mptcp::{AddAddr, MpPrio, RemoveAddr};
-use mpx_datapath::wire::tcp::TcpHeader;
+use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
@@ -326,6 +326,13 @@ impl Subflow {
     /// The offset that a sequence number of the server stands for, near what is expected next.
     pub fn theirs(&self, seq: u32) -> u64 {
         unwrap(self.irs, self.rcv_nxt, seq)
+    }
+
+    /// Its numbers are from before the beginning of this flow.
+    pub fn is_foreign(&self, header: &TcpHeader) -> bool {
+        let ack = header.flags.contains(TcpFlags::ACK);
+        (header.seq.0.wrapping_sub(self.irs) as i32) < 0
+            || ack && (header.ack.0.wrapping_sub(self.iss) as i32) < 0
     }
 
     /// Takes in an acknowledgment; says whether it was news.

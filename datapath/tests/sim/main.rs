@@ -1,7 +1,7 @@
 //! The deterministic simulator: engine, clients, paths and time in one thread, all from one number.
 //!
 //! Without arguments it plays a bounded sweep and the seeds that once failed. `--seeds N [--from S]`
-//! sweeps; `--seed S [--layers L]` replays one with a listing of all frames and, with `--capture FILE`, a
+//! sweeps, to the first that fails if `--until-failure` is there; `--seed S [--layers L]` replays one with a listing of all frames and, with `--capture FILE`, a
 //! pcapng. `--throughput` only fills the table of throughputs.
 
 #![allow(unreachable_pub)]
@@ -57,7 +57,7 @@ const FAILED_ONCE: &[(&str, u64, u64)] = &[
     ),
 ];
 
-/// After so many failures a sweep ends.
+/// After so many failures a sweep ends, if not after the first.
 const FAILURES_MAX: usize = 20;
 
 enum Task {
@@ -65,6 +65,7 @@ enum Task {
         from: u64,
         count: u64,
         layers: u64,
+        failures_max: usize,
     },
     Replay {
         seed: u64,
@@ -93,7 +94,8 @@ fn main() -> ExitCode {
             from,
             count,
             layers,
-        } => sweep(from, count, layers),
+            failures_max,
+        } => sweep(from, count, layers, failures_max),
         Task::Replay {
             seed,
             layers,
@@ -101,7 +103,9 @@ fn main() -> ExitCode {
         } => replay(seed, layers, capture),
         Task::Throughput => throughput_table(),
         Task::Default => {
-            failed_once() & throughput_table() & sweep(0, run::bounded_sweep(), LAYERS)
+            failed_once()
+                & throughput_table()
+                & sweep(0, run::bounded_sweep(), LAYERS, FAILURES_MAX)
         }
     };
     if passed {
@@ -113,7 +117,7 @@ fn main() -> ExitCode {
 
 fn parse(args: impl Iterator<Item = String>) -> Result<Task, String> {
     let (mut seeds, mut from, mut seed, mut layers) = (None, None, None, None);
-    let mut capture = None;
+    let (mut capture, mut failures_max) = (None, FAILURES_MAX);
     let mut filtered = false;
     let mut args = args.peekable();
     while let Some(arg) = args.next() {
@@ -128,6 +132,7 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Task, String> {
             "--seeds" => seeds = Some(number("--seeds")?),
             "--from" => from = Some(number("--from")?),
             "--seed" => seed = Some(number("--seed")?),
+            "--until-failure" => failures_max = 1,
             "--layers" => layers = Some(number("--layers")?),
             "--throughput" => return Ok(Task::Throughput),
             "--capture" => {
@@ -147,6 +152,7 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Task, String> {
             from: from.unwrap_or(0),
             count,
             layers,
+            failures_max,
         }),
         (None, Some(seed)) => Ok(Task::Replay {
             seed,
@@ -213,7 +219,7 @@ fn throughput_table() -> bool {
     panic::catch_unwind(throughput::check).is_ok()
 }
 
-fn sweep(from: u64, count: u64, layers: u64) -> bool {
+fn sweep(from: u64, count: u64, layers: u64, failures_max: usize) -> bool {
     let began = Instant::now();
     let mut shown = began;
     let (mut total, mut slowest) = (Outcome::default(), from);
@@ -246,8 +252,8 @@ fn sweep(from: u64, count: u64, layers: u64) -> bool {
             shown = Instant::now();
             progress(done, count, began.elapsed(), failures.len());
         }
-        if failures.len() >= FAILURES_MAX {
-            eprintln!("{FAILURES_MAX} failures: enough");
+        if failures.len() >= failures_max {
+            eprintln!("{failures_max} failed: enough");
             break;
         }
     }

@@ -18,6 +18,9 @@ const TICKS_PER_CHECK: u64 = 20;
 const CONVERGENCE: Duration = Duration::from_secs(600);
 /// A side whose peer is gone without a word gives up after this time with the paths in order.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Any timeout that grew while the paths were bad has passed this long after they are in order: who
+/// answers is given up no more.
+const AMNESTY: Duration = Duration::from_secs(150);
 /// Longer than any timer of the engine.
 const LAST_TIMER: Duration = Duration::from_secs(300);
 
@@ -40,6 +43,8 @@ struct Runner<'a> {
     sim: Sim,
     began: Instant,
     actors: Vec<Actor<'a>>,
+    /// Subflows given up until the paths had been in order for a while.
+    given_up_early: Option<u64>,
 }
 
 /// A client while it plays its part.
@@ -98,6 +103,7 @@ pub fn play(scenario: &Scenario) -> Outcome {
         began: sim.now,
         sim,
         actors,
+        given_up_early: None,
     };
     runner.bad_times();
     let converged = runner.good_times();
@@ -138,6 +144,10 @@ impl Runner<'_> {
                 "no end with the paths in order for {passed:?}: {}",
                 self.sim.describe()
             );
+            if passed >= AMNESTY {
+                let given_up = self.sim.server.count(|m| m.subflow_timeouts);
+                self.given_up_early.get_or_insert(given_up);
+            }
             if passed >= patience {
                 patience += PATIENCE;
                 self.lose_patience();
@@ -312,11 +322,34 @@ impl Runner<'_> {
         );
         let timeouts =
             server.count(|m| m.subflow_timeouts + m.give_up_timeouts + m.syn_ack_timeouts);
+        self.check_given_up();
         let mut outcome = Outcome::default();
         for actor in &self.actors {
             actor.judge(&self.sim, timeouts > 0, &mut outcome);
         }
         outcome
+    }
+}
+
+impl Runner<'_> {
+    /// No subflow is given up on a path that is in order, if its client is still there.
+    fn check_given_up(&self) {
+        let Some(early) = self.given_up_early else {
+            return;
+        };
+        let services = &self.scenario.sim.more_services;
+        let hasty = services.iter().any(|s| {
+            // A dead peer is found sooner there than by a timeout that was backed off.
+            s.patience.user_timeout.is_some() || s.patience.keepalive.is_some()
+        });
+        let silent = |c: &Client| c.subflows.iter().any(|s| s.vanished || s.gave_up);
+        let given_up = self.sim.server.count(|m| m.subflow_timeouts);
+        assert!(
+            given_up == early || hasty || self.sim.clients.iter().any(silent),
+            "{} subflows are given up with the paths in order: {}",
+            given_up - early,
+            self.sim.describe()
+        );
     }
 }
 
@@ -484,7 +517,9 @@ impl Actor<'_> {
             outcome.whole += 1;
             return;
         }
-        let excused = timeouts || client.gave_up() || self.left || self.cut_short || self.impatient;
+        let late = cause == Some(CloseCause::TimedOut) && sim.server.count(|m| m.data_timeouts) > 0;
+        let excused =
+            late || timeouts || client.gave_up() || self.left || self.cut_short || self.impatient;
         assert!(
             excused,
             "{local} ended as {cause:?} with {delivered} of {} octets up and {} of {} down for no reason: {}",

@@ -41,6 +41,9 @@ impl Client {
             }
         } else if s.state == State::SynSent {
             self.on_syn_ack(i, header);
+        } else if s.reused && s.is_foreign(header) {
+            // An answer to a late segment of an earlier flow. RFC 5961 §3.2, §5: a challenge, if any.
+            s.needs_ack |= !reset;
         } else {
             self.on_segment(now, i, segment);
         }
