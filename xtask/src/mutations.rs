@@ -46,12 +46,6 @@ const MUTATIONS: &[Mutation] = &[
             blocks.push(left, right + 1);",
     },
     Mutation {
-        name: "SACK: a block that begins inside a segment covers all of it",
-        file: "datapath/src/tcp/sender/scoreboard.rs",
-        find: "if sent.seq.before(left) || sent.end().after(right) {",
-        replace: "if sent.end().after(right) {",
-    },
-    Mutation {
         name: "SACK: what a peer forgot that it had reported is never sent again",
         file: "datapath/src/tcp/sender/mod.rs",
         find: "if self.board.front().is_some_and(|s| s.fate == Fate::Sacked) {

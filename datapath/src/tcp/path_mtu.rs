@@ -19,7 +19,8 @@ const BASE_V4: usize = 1024 + 40;
 /// Timeouts in a row of one segment that are taken for a black hole, where nothing as large has ever
 /// arrived: the third copy is a small one.
 const BLACKHOLE_TIMEOUTS: u32 = 2;
-/// The same where packets as large have arrived, which speaks for plain loss or an outage.
+/// The same where packets as large have arrived or most paths take them, which speaks for plain loss
+/// or an outage.
 /// RFC 4821 §7.7: R1 of RFC 1122 §4.2.3.5, three retransmissions in vain.
 const BLACKHOLE_TIMEOUTS_PROVEN: u32 = 4;
 /// RFC 4821 §7.3, RFC 8201 §4: before larger packets are tried again.
@@ -143,14 +144,16 @@ impl PathMtu {
 
     /// The oldest segment in flight, a packet of `packet_len` octets, timed out for the
     /// `in_a_row`-th time. Returns whether that is taken for a black hole: the path MTU has fallen.
-    // RFC 4821 §7.7: to the base first, and if that does not help to the minimum.
+    // RFC 4821 §7.7: to the base first, and if that does not help to the minimum. Of packets no
+    // larger than the base it takes more to believe it.
     pub fn on_timeout(&mut self, now: Instant, in_a_row: u32, packet_len: usize) -> bool {
-        let next = if self.current > self.base {
+        let small = packet_len <= self.base;
+        let next = if self.current > self.base && !small {
             self.base
         } else {
             self.minimum
         };
-        let least = if packet_len <= self.proven {
+        let least = if packet_len <= self.proven || small {
             BLACKHOLE_TIMEOUTS_PROVEN
         } else {
             BLACKHOLE_TIMEOUTS
@@ -302,6 +305,9 @@ mod tests {
         assert!(!path.on_timeout(T, 1, 1500));
         assert!(!path.on_timeout(T, 2, 1064), "small enough for the base");
         assert_eq!(path.current(), 1500);
+        let mut short = path.clone();
+        assert!(!short.on_timeout(T, 3, 553) && short.on_timeout(T, 4, 553));
+        assert_eq!(short.current(), 552);
         assert!(path.on_timeout(T, 2, 1065));
         assert_eq!(path.current(), 1064);
         assert!(!path.on_timeout(T, 3, 1064) && path.on_timeout(T, 4, 1064));

@@ -355,7 +355,7 @@ impl Client {
     /// Reads up to `n` octets where reading is stopped.
     pub fn read_some(&mut self, n: usize) {
         let before = self.read;
-        self.read = (self.read + n).min(self.rx.len());
+        self.read = self.read.saturating_add(n).min(self.rx.len());
         if self.read > before
             && let Some(s) = self.subflows.iter_mut().find(|s| s.alive())
         {

@@ -55,6 +55,11 @@ const FAILED_ONCE: &[(&str, u64, u64)] = &[
         13540,
         1,
     ),
+    (
+        "a path swallows segments that are smaller than what is tried after a black hole",
+        1639,
+        6,
+    ),
 ];
 
 /// After so many failures a sweep ends, if not after the first.

@@ -61,6 +61,7 @@ struct Actor<'a> {
     leaves: usize,
     resizes: usize,
     signals: usize,
+    gulps: usize,
     left: bool,
     aborted: bool,
     /// Somebody else came with its address and port,
@@ -90,6 +91,7 @@ pub fn play(scenario: &Scenario) -> Outcome {
             leaves: 0,
             resizes: 0,
             signals: 0,
+            gulps: 0,
             left: false,
             aborted: false,
             replaced: false,
@@ -383,6 +385,10 @@ impl Actor<'_> {
             Reading::Slow(bytes) if faults => client.read_some(bytes),
             Reading::Slow(_) | Reading::Never if !faults => client.set_reading(true),
             _ => {}
+        }
+        while plan.gulps.get(self.gulps).is_some_and(|at| *at <= passed) {
+            self.gulps += 1;
+            client.read_some(usize::MAX);
         }
         while let Some((_, bytes)) = plan.resizes.get(self.resizes).filter(|r| r.0 <= passed) {
             self.resizes += 1;

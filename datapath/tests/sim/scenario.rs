@@ -24,7 +24,7 @@ const MEMORY_MIN_BYTES: usize = 100_000;
 
 /// Draws of a seed, laid over each other. Each layer has a stream of its own: what is added in a new
 /// one leaves to every seed what it drew before.
-pub const LAYERS: u64 = 5;
+pub const LAYERS: u64 = 6;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -58,6 +58,8 @@ pub struct Plan {
     /// Other sizes of its receive buffer, while the paths are bad.
     pub resizes: Vec<(Duration, usize)>,
     pub signals: Vec<(Duration, Signal)>,
+    /// It reads all there is at once, and then goes on as before.
+    pub gulps: Vec<Duration>,
 }
 
 /// Another subflow.
@@ -135,6 +137,9 @@ impl Scenario {
         if layers > 4 {
             Draw::new(seed, 4).places(&mut scenario);
         }
+        if layers > 5 {
+            Draw::new(seed, 5).narrow(&mut scenario);
+        }
         scenario
     }
 
@@ -180,12 +185,14 @@ impl Scenario {
     }
 }
 
-/// A path without faults, as fast as it was.
+/// A path without faults, as fast and as narrow as it was.
 pub fn healed(base: &Path) -> Path {
     Path {
         delay: base.delay,
         rate: base.rate,
         queue: base.queue.max(Duration::from_millis(50)),
+        mtu: base.mtu,
+        mtu_icmp: base.mtu_icmp,
         ..Path::default()
     }
 }
@@ -409,6 +416,7 @@ impl Draw {
             abort,
             resizes: Vec::new(),
             signals: Vec::new(),
+            gulps: Vec::new(),
         }
     }
 
@@ -526,6 +534,47 @@ impl Draw {
         for i in 0..scenario.clients.len() {
             if let Some((before, _)) = scenario.clients[i].after {
                 scenario.clients[i].config.server = scenario.clients[before].config.server;
+            }
+        }
+    }
+
+    /// Paths that take less than our interface, whose routers say so or do not, also from some time
+    /// on; windows that open late.
+    fn narrow(&mut self, scenario: &mut Scenario) {
+        let end = scenario.faults.as_millis() as usize;
+        let any_v6 = scenario.sim.family == Family::V6 || !scenario.sim.more_services.is_empty();
+        let least = if any_v6 { 1280 } else { 552 };
+        for i in 0..scenario.sim.paths.len() {
+            if !self.one_in(3) {
+                continue;
+            }
+            let since = match self.one_in(2) {
+                true => Duration::ZERO,
+                false => self.millis(0, end),
+            };
+            let mtu = least + self.below(1500 - least);
+            let told = self.one_in(2);
+            let mut change = scenario.sim.paths[i];
+            for (at, path, weather) in &mut scenario.weather {
+                if *path == i && *at <= since {
+                    change = *weather;
+                } else if *path == i {
+                    (weather.mtu, weather.mtu_icmp) = (mtu, told);
+                }
+            }
+            (change.mtu, change.mtu_icmp) = (mtu, told);
+            scenario.weather.push((since, i, change));
+            // It stays so when everything else is in order.
+            let base = &mut scenario.sim.paths[i];
+            (base.mtu, base.mtu_icmp) = (mtu, told);
+        }
+        scenario.weather.sort_by_key(|w| w.0);
+        for plan in &mut scenario.clients {
+            if plan.reading != Reading::Eager {
+                for _ in 0..self.below(4) {
+                    plan.gulps.push(self.millis(0, end));
+                }
+                plan.gulps.sort();
             }
         }
     }
