@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::Value;
 
+use crate::counters::Counters;
 use crate::figures::{kernel_server, machine, median};
 use crate::link::{Side, Spec};
 use crate::process::Cmd;
@@ -83,7 +84,17 @@ struct Sample {
     doubt: Option<String>,
     lost: u64,
     queue_full: u64,
+    /// What the server counted, in the order of `RECOVERY`.
+    recovery: [u64; RECOVERY.len()],
 }
+
+/// Counters of loss recovery: as nstat has them, as `mpxd status` has them, in words.
+const RECOVERY: [(&str, &str, &str); 4] = [
+    ("TcpRetransSegs", "RetransSegs", "retransmissions"),
+    ("TcpExtTCPTimeouts", "TCPTimeouts", "timeouts"),
+    ("TcpExtTCPLossProbes", "TCPLossProbes", "loss probes"),
+    ("TcpExtTCPLossUndo", "TCPLossUndo", "undone"),
+];
 
 pub(crate) fn run(options: &Options) -> Result<(), String> {
     // Mistakes are told before anything is built.
@@ -211,8 +222,13 @@ fn measure_cell(options: &Options, topology: &Topology, loss_percent: f64) -> Re
             );
             let bytes = options.size * MIB;
             let sample = ui::step(&step, |_| measure(topology, contender, &spec, bytes))?;
+            let recovery: String = RECOVERY
+                .iter()
+                .zip(sample.recovery)
+                .map(|((.., words), count)| format!(", {count} {words}"))
+                .collect();
             ui::say(&format!(
-                "{:.2} Mbit/s; {} frames lost, {} dropped at the queue",
+                "{:.2} Mbit/s; {} frames lost, {} dropped at the queue{recovery}",
                 sample.mbit_per_s, sample.lost, sample.queue_full
             ));
             cell.runs[contender as usize].push(sample.mbit_per_s);
@@ -235,10 +251,17 @@ fn measure(
 ) -> Result<Sample, String> {
     let scratch = Scratch::make()?;
     let link = topology.link(1, spec, Some(CLIENT_CORE))?;
+    let mut recovery = [0; RECOVERY.len()];
     let mbit_per_s = match contender {
         Contender::Kernel => {
+            let before = Counters::read(&topology.server)?;
             let _server = kernel_server(topology, "tcp", "source", PORT)?;
-            download(topology, bytes)?
+            let mbit_per_s = download(topology, bytes)?;
+            let after = Counters::read(&topology.server)?;
+            for (count, (name, ..)) in recovery.iter_mut().zip(RECOVERY) {
+                *count = after.get(name)? - before.get(name)?;
+            }
+            mbit_per_s
         }
         Contender::Mpxd => {
             let service = Service {
@@ -252,6 +275,10 @@ fn measure(
             let mpxd = Mpxd::start_on_core(server, scratch.path(), &config, SERVER_CORE)?;
             let mbit_per_s = download(topology, bytes)?;
             mpxd.settle(Duration::from_secs(20))?;
+            let status = mpxd.status()?;
+            for (count, (_, name, _)) in recovery.iter_mut().zip(RECOVERY) {
+                *count = status.counter(name)?;
+            }
             mpxd.stop(server)?;
             mbit_per_s
         }
@@ -262,6 +289,7 @@ fn measure(
         doubt: report.kept_up().err(),
         lost: report.count(Side::Down, "lost")?,
         queue_full: report.count(Side::Down, "queue_full")?,
+        recovery,
     })
 }
 
