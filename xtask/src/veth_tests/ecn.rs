@@ -1,13 +1,16 @@
-//! Congestion marks (RFC 3168) between the server and the client's kernel. The client's own packet
-//! filter marks on its interfaces, as a queue on the way would: before its stack counts what came, and
-//! after it has sent.
+//! Congestion marks (RFC 3168) between the server and the client's kernel: from a queue on the way,
+//! and by chance from the client's own packet filter, before its stack counts what came and after it
+//! has sent.
 
 use super::Case;
 use super::lab::{Client, Lab, WEB};
+use crate::link::Side;
 use crate::topology::Family;
 use serde_json::Value;
 
 const FILE: &str = "64m";
+/// It has room for several times what a window holds that heeds the marks.
+const QUEUE: &str = "rate=200mbit delay=5ms queue=2mb ecn=100kb";
 /// One in so many ECT packets is marked: what comes are segments, what leaves the client's stack is
 /// cut into dozens of them behind the filter.
 const ONE_IN_DOWN: u32 = 200;
@@ -24,6 +27,11 @@ pub(super) fn cases() -> Vec<Case> {
             marked_both_ways(lab, client, family, subflows)
         }));
     }
+    cases.push(
+        Case::new("ecn_queue_that_marks", queue_that_marks)
+            .paths(1)
+            .over(QUEUE),
+    );
     cases.push(
         Case::new("ecn_refused", |lab| {
             prepare(lab)?;
@@ -88,9 +96,39 @@ fn marked_both_ways(
     Ok(())
 }
 
+/// Neither side overflows the queue, and both see every mark.
+fn queue_that_marks(lab: &mut Lab) -> Result<(), String> {
+    ask(lab)?;
+    lab.download(Client::Mptcp, Family::V4, WEB, "8m")?;
+    lab.upload(Client::Mptcp, Family::V4, WEB, "8m")?;
+    let report = lab.links[0].report()?;
+    let mpxd = lab.mpxd()?.status()?;
+    let client = lab.client_counters()?;
+    for (side, seen) in [
+        (Side::Down, client.get("IpExtInCEPkts")?),
+        (Side::Up, mpxd.counter("InCEPkts")?),
+    ] {
+        let marked = report.count(side, "marked")?;
+        let dropped = report.count(side, "queue_full")?;
+        if marked == 0 || seen != marked || dropped > 0 {
+            return Err(format!(
+                "{marked} were marked, {seen} seen, {dropped} dropped ({side:?})"
+            ));
+        }
+    }
+    match mpxd.counter("EcnWindowFalls")? {
+        0 => Err("the window never fell".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+fn ask(lab: &Lab) -> Result<(), String> {
+    lab.topology.client.sysctl(&[("net/ipv4/tcp_ecn", "1")])
+}
+
 /// Lets the client ask for ECN, and marks.
 fn prepare(lab: &Lab) -> Result<(), String> {
-    lab.topology.client.sysctl(&[("net/ipv4/tcp_ecn", "1")])?;
+    ask(lab)?;
     let mut rules =
         String::from("table netdev marks {\n  counter marked_down {}\n  counter marked_up {}\n");
     for path in lab.topology.paths() {
