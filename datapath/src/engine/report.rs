@@ -2,6 +2,7 @@
 
 use super::Engine;
 use crate::mptcp::Mode;
+use crate::mptcp::subflow::Subflow;
 use crate::time::Instant;
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -58,9 +59,15 @@ pub struct SubflowReport {
     pub state: &'static str,
     pub backup: bool,
     pub srtt_us: Option<u64>,
+    pub rttvar_us: u64,
     pub rto_ms: u64,
+    /// Timeouts in a row.
+    pub backoff: u32,
     /// Name of its congestion control.
     pub congestion: &'static str,
+    /// `open`, `disorder`, `cwr`, `recovery` or `loss`.
+    pub congestion_state: &'static str,
+    /// In recovery what RFC 6937 makes of it.
     pub cwnd_bytes: usize,
     /// `None` before the first loss.
     pub ssthresh_bytes: Option<usize>,
@@ -68,6 +75,11 @@ pub struct SubflowReport {
     /// Of IP packets.
     pub path_mtu_bytes: usize,
     pub in_flight_bytes: usize,
+    pub unacked_segments: usize,
+    /// Of those, how many arrived, are to be sent again, and were.
+    pub sacked_segments: usize,
+    pub lost_segments: usize,
+    pub retransmitted_segments: usize,
     pub retransmits: u64,
     pub bytes_sent: u64,
     pub bytes_received: u64,
@@ -108,30 +120,40 @@ impl Engine {
                     send_buffered_bytes: c.snd.buffered(),
                     send_limit_bytes: c.snd.limit(),
                     memory_bytes: c.memory_bytes(),
-                    subflows: c
-                        .subflows
-                        .iter()
-                        .map(|(_, s)| SubflowReport {
-                            local: s.local,
-                            remote: s.remote,
-                            iface: s.iface.0,
-                            state: s.state.name(),
-                            backup: s.backup,
-                            srtt_us: s.tx.rtt.srtt().map(|d| d.as_micros() as u64),
-                            rto_ms: s.tx.rtt.rto().as_millis() as u64,
-                            congestion: s.tx.cc.name(),
-                            cwnd_bytes: s.tx.cc.cwnd(),
-                            ssthresh_bytes: Some(s.tx.cc.ssthresh()).filter(|&b| b != usize::MAX),
-                            mss_bytes: s.tx.mss,
-                            path_mtu_bytes: s.path_mtu.current(),
-                            in_flight_bytes: s.tx.in_flight(),
-                            retransmits: s.tx.retransmits,
-                            bytes_sent: s.bytes_sent,
-                            bytes_received: s.bytes_received,
-                        })
-                        .collect(),
+                    subflows: c.subflows.iter().map(|(_, s)| s.into()).collect(),
                 })
                 .collect(),
+        }
+    }
+}
+
+impl From<&Subflow> for SubflowReport {
+    fn from(s: &Subflow) -> SubflowReport {
+        let flight = s.tx.flight_segments();
+        SubflowReport {
+            local: s.local,
+            remote: s.remote,
+            iface: s.iface.0,
+            state: s.state.name(),
+            backup: s.backup,
+            srtt_us: s.tx.rtt.srtt().map(|d| d.as_micros() as u64),
+            rttvar_us: s.tx.rtt.rttvar().as_micros() as u64,
+            rto_ms: s.tx.rtt.rto().as_millis() as u64,
+            backoff: s.tx.rtt.backoff(),
+            congestion: s.tx.cc.name(),
+            congestion_state: s.tx.congestion_state().name(),
+            cwnd_bytes: s.tx.window(),
+            ssthresh_bytes: Some(s.tx.cc.ssthresh()).filter(|&b| b != usize::MAX),
+            mss_bytes: s.tx.mss,
+            path_mtu_bytes: s.path_mtu.current(),
+            in_flight_bytes: s.tx.in_flight(),
+            unacked_segments: flight.unacked,
+            sacked_segments: flight.sacked,
+            lost_segments: flight.lost,
+            retransmitted_segments: flight.retransmitted,
+            retransmits: s.tx.retransmits,
+            bytes_sent: s.bytes_sent,
+            bytes_received: s.bytes_received,
         }
     }
 }

@@ -8,9 +8,16 @@
 
 use crate::sockets::{Errno, Shim};
 use libc::{c_int, c_long, c_longlong, c_uint, c_ulong, c_void, size_t, socklen_t, ssize_t};
+use mpx_datapath::engine::SubflowReport;
 use mpx_datapath::time::Duration;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::OnceLock;
+
+/// `tcpi_snd_ssthresh` before the first loss.
+const SSTHRESH_INFINITE: u32 = 0x7fff_ffff;
+
+/// `tcpi_reordering`, which the engine does not adapt: RACK bears with reordering by time.
+const DUP_THRESH: u32 = 3;
 
 static SHIM: OnceLock<Shim> = OnceLock::new();
 
@@ -488,15 +495,7 @@ fn get_option(
         }
         _ => return Err(libc::ENOPROTOOPT),
     }
-    let subflow = shim.subflow(fd)?;
-    // SAFETY: all zeros is a value of this structure of integers.
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mss = subflow.mss_bytes.max(1);
-    info.tcpi_snd_mss = mss as u32;
-    info.tcpi_snd_cwnd = (subflow.cwnd_bytes / mss) as u32;
-    info.tcpi_unacked = subflow.in_flight_bytes.div_ceil(mss) as u32;
-    info.tcpi_rtt = subflow.srtt_us.unwrap_or(0) as u32;
-    info.tcpi_rto = (subflow.rto_ms * 1000) as u32;
+    let info = tcp_info(&shim.subflow(fd)?);
     // SAFETY: the caller's buffer and its length, which bounds the copy.
     unsafe {
         let n = size_of_val(&info).min(*len as usize);
@@ -504,6 +503,45 @@ fn get_option(
         *len = n as socklen_t;
     }
     Ok(())
+}
+
+/// As far as the engine has what Linux tells.
+fn tcp_info(subflow: &SubflowReport) -> libc::tcp_info {
+    // SAFETY: all zeros is a value of this structure of integers.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mss = subflow.mss_bytes.max(1);
+    let state = match subflow.congestion_state {
+        "disorder" => 1,
+        "cwr" => 2,
+        "recovery" => 3,
+        "loss" => 4,
+        _ => 0,
+    };
+    // Linux counts as lost what it has sent again, too, until it is acknowledged.
+    let repaired = if state >= 3 {
+        subflow.retransmitted_segments
+    } else {
+        0
+    };
+    info.tcpi_ca_state = state;
+    info.tcpi_retransmits = subflow.backoff as u8;
+    info.tcpi_backoff = subflow.backoff as u8;
+    info.tcpi_snd_mss = mss as u32;
+    info.tcpi_snd_cwnd = (subflow.cwnd_bytes / mss) as u32;
+    info.tcpi_snd_ssthresh = subflow
+        .ssthresh_bytes
+        .map_or(SSTHRESH_INFINITE, |ssthresh| (ssthresh / mss) as u32);
+    info.tcpi_pmtu = subflow.path_mtu_bytes as u32;
+    info.tcpi_unacked = subflow.unacked_segments as u32;
+    info.tcpi_sacked = subflow.sacked_segments as u32;
+    info.tcpi_lost = (subflow.lost_segments + repaired) as u32;
+    info.tcpi_retrans = subflow.retransmitted_segments as u32;
+    info.tcpi_reordering = DUP_THRESH;
+    info.tcpi_total_retrans = subflow.retransmits as u32;
+    info.tcpi_rtt = subflow.srtt_us.unwrap_or(0) as u32;
+    info.tcpi_rttvar = subflow.rttvar_us as u32;
+    info.tcpi_rto = (subflow.rto_ms * 1000) as u32;
+    info
 }
 
 fn slice<'a, T>(from: *const T, count: usize) -> &'a [T] {

@@ -62,6 +62,41 @@ pub struct AckOutcome {
     pub dsack: bool,
 }
 
+/// Why the window does what it does, by the names of Linux's `tcpi_ca_state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CongestionState {
+    Open,
+    /// Something was SACKed or repeated, and nothing is taken for lost.
+    Disorder,
+    /// The window fell for a congestion mark in this round.
+    Cwr,
+    Recovery,
+    Loss,
+}
+
+impl CongestionState {
+    pub fn name(self) -> &'static str {
+        match self {
+            CongestionState::Open => "open",
+            CongestionState::Disorder => "disorder",
+            CongestionState::Cwr => "cwr",
+            CongestionState::Recovery => "recovery",
+            CongestionState::Loss => "loss",
+        }
+    }
+}
+
+/// Segments from `snd_una` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlightSegments {
+    pub unacked: usize,
+    pub sacked: usize,
+    /// To be sent again.
+    pub lost: usize,
+    /// Sent again and not heard of since.
+    pub retransmitted: usize,
+}
+
 /// What the timers short of the retransmission timeout did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TimerOutcome {
@@ -189,6 +224,29 @@ impl<M: Copy> Sender<M> {
 
     pub fn flight(&self) -> impl Iterator<Item = &Sent<M>> {
         self.board.iter()
+    }
+
+    pub fn congestion_state(&self) -> CongestionState {
+        match self.recovery {
+            Some(Recovery::Timeout(_)) => CongestionState::Loss,
+            Some(Recovery::Fast(_)) => CongestionState::Recovery,
+            None if self.fell_for_mark() => CongestionState::Cwr,
+            None if self.board.sacked_segments + self.duplicate_acks > 0 => {
+                CongestionState::Disorder
+            }
+            None => CongestionState::Open,
+        }
+    }
+
+    /// Looks at every segment in flight.
+    pub fn flight_segments(&self) -> FlightSegments {
+        let again = |sent: &&Sent<M>| sent.is_retransmitted() && sent.fate == Fate::Outstanding;
+        FlightSegments {
+            unacked: self.board.len(),
+            sacked: self.board.sacked_segments,
+            lost: self.board.lost_segments,
+            retransmitted: self.board.iter().filter(again).count(),
+        }
     }
 
     /// How long ago the oldest segment in flight left last.
@@ -539,7 +597,7 @@ impl<M: Copy> Sender<M> {
     }
 
     /// Octets that may be in flight.
-    fn window(&self) -> usize {
+    pub fn window(&self) -> usize {
         self.prr.map_or(self.cc.cwnd(), |prr| prr.window())
     }
 

@@ -42,6 +42,10 @@ impl<M> Sent<M> {
     pub(super) fn end(&self) -> TcpSeq {
         self.seq + self.space()
     }
+
+    pub(super) fn is_retransmitted(&self) -> bool {
+        self.previous_at.is_some()
+    }
 }
 
 /// What one acknowledgment delivered, cumulatively and selectively.
