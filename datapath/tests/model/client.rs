@@ -122,6 +122,8 @@ pub struct Quirks {
     pub wrong_capable_key: bool,
     /// Its subflows end, its stream does not.
     pub no_data_fin: bool,
+    /// All its window updates are lost: the window opens with the answer to a probe.
+    pub no_window_updates: bool,
     /// Whenever so many segments have come out of order it forgets what it has reported by SACK and
     /// not acknowledged (RFC 2018 §8 allows it); 0 is never.
     pub reneges_after: u32,
@@ -270,7 +272,7 @@ impl Client {
         if reading && self.read < self.rx.len() {
             self.read = self.rx.len();
             for s in &mut self.subflows {
-                s.needs_ack = true;
+                s.needs_ack |= !self.config.quirks.no_window_updates;
             }
         }
     }
@@ -359,7 +361,7 @@ impl Client {
         if self.read > before
             && let Some(s) = self.subflows.iter_mut().find(|s| s.alive())
         {
-            s.needs_ack = true;
+            s.needs_ack |= !self.config.quirks.no_window_updates;
         }
     }
 

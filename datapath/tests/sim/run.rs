@@ -317,6 +317,8 @@ impl Runner<'_> {
                 + m.drop_bad_ip_checksum
                 + m.drop_bad_tcp_checksum
                 + m.drop_too_deep
+                + m.icmp_in_csum_errors
+                + m.icmp_in_errors
         });
         assert_eq!(
             noticed, self.sim.corrupted_to_server,

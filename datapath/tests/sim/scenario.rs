@@ -577,6 +577,9 @@ impl Draw {
                 plan.gulps.sort();
             }
         }
+        for plan in &mut scenario.clients {
+            plan.config.quirks.no_window_updates = self.one_in(4);
+        }
     }
 
     fn patience(&mut self, usual: Patience) -> Patience {
