@@ -83,6 +83,20 @@ pub struct SubflowReport {
     pub retransmits: u64,
     pub bytes_sent: u64,
     pub bytes_received: u64,
+    /// Octets in order that wait for their mapping.
+    pub staged_bytes: usize,
+    pub out_of_order_bytes: usize,
+}
+
+impl ConnectionReport {
+    /// Octets that are kept, for comparison with the memory that is charged for.
+    pub fn kept_bytes(&self) -> usize {
+        let subflows = self.subflows.iter();
+        let received: usize = subflows
+            .map(|s| s.staged_bytes + s.out_of_order_bytes)
+            .sum();
+        self.unread_bytes + self.send_buffered_bytes + received
+    }
 }
 
 impl Engine {
@@ -154,6 +168,8 @@ impl From<&Subflow> for SubflowReport {
             retransmits: s.tx.retransmits,
             bytes_sent: s.bytes_sent,
             bytes_received: s.bytes_received,
+            staged_bytes: s.staged.len(),
+            out_of_order_bytes: s.rx.out_of_order_bytes(),
         }
     }
 }

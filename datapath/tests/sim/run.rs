@@ -273,6 +273,10 @@ impl Runner<'_> {
         assert_eq!(held, memory.used_bytes, "the account is wrong: {report:?}");
         for conn in &report.conns {
             assert!(
+                conn.kept_bytes() <= conn.memory_bytes,
+                "more is kept than charged for: {conn:?}"
+            );
+            assert!(
                 // RFC 8684 §3.3.4: an edge that may not go back can pass the room by half of it.
                 conn.unread_bytes <= config.receive_buffer_bytes * 3 / 2
                     && conn.send_buffered_bytes <= config.send_buffer_bytes
