@@ -88,7 +88,8 @@ fn measure(
     let scratch = Scratch::make()?;
     match contender {
         Contender::Kernel => {
-            let _server = kernel_server(topology, "mptcp", "echo", PORT)?;
+            let bench = topology.server.cmd(project::release_binary("mpx-bench"));
+            let _server = kernel_server(topology, bench, "mptcp", "echo", PORT)?;
             load(topology, mode, seconds)
         }
         Contender::Mpxd => {
@@ -109,9 +110,11 @@ fn measure(
     }
 }
 
-/// The kernel as the server, on the second core: `mpx-bench echo-server` with these options.
+/// The kernel as the server, on the second core: `mpx-bench echo-server` with these options, where
+/// `bench` is a command that ends in the program's name.
 pub(crate) fn kernel_server(
     topology: &Topology,
+    bench: Cmd,
     proto: &str,
     mode: &str,
     port: u16,
@@ -120,9 +123,7 @@ pub(crate) fn kernel_server(
         .paths()
         .map(|path| server_socket(Family::V4, path, port).to_string())
         .collect();
-    let mut server = topology
-        .server
-        .cmd(project::release_binary("mpx-bench"))
+    let mut server = bench
         .args(["echo-server", "--proto", proto, "--mode", mode])
         .args(["--pin=1", "--listen"])
         .arg(listen.join(","))

@@ -2,7 +2,9 @@
 //! in turn, with the same client, congestion control and seeds; a table and a plot.
 //!
 //! Both servers send without end, and the client closes when it has got its bytes: neither side reads
-//! files or passes bytes on.
+//! files or passes bytes on. The kernel's TCP works in the relay's context, where other work on the
+//! machine does not delay it; a server in user space would wait for a core. So that a busy machine does
+//! not pass for a slow server, all programs run under a real-time policy.
 
 mod plot;
 
@@ -20,7 +22,7 @@ use crate::project;
 use crate::scratch::Scratch;
 use crate::server::{App, Config, Mpxd, Service};
 use crate::setup;
-use crate::topology::{self, Family, Shape, Topology, server_socket};
+use crate::topology::{self, Family, Namespace, Shape, Topology, server_socket};
 use crate::ui;
 
 const PORT: u16 = 19;
@@ -28,6 +30,8 @@ const CONGESTION: &str = "reno";
 /// The servers have the other core for themselves.
 const CLIENT_CORE: usize = 0;
 const SERVER_CORE: &str = "1";
+/// Below the relay's.
+const PRIORITY: &str = "5";
 /// What `mpxd` is to reach of the kernel's goodput.
 const GOAL: f64 = 0.95;
 /// A transfer that is slower than this has come to a halt.
@@ -255,7 +259,8 @@ fn measure(
     let mbit_per_s = match contender {
         Contender::Kernel => {
             let before = Counters::read(&topology.server)?;
-            let _server = kernel_server(topology, "tcp", "source", PORT)?;
+            let bench = in_real_time(&topology.server).arg(project::release_binary("mpx-bench"));
+            let _server = kernel_server(topology, bench, "tcp", "source", PORT)?;
             let mbit_per_s = download(topology, bytes)?;
             let after = Counters::read(&topology.server)?;
             for (count, (name, ..)) in recovery.iter_mut().zip(RECOVERY) {
@@ -272,7 +277,10 @@ fn measure(
             };
             let config = Config::new(1, vec![service]);
             let server = &topology.server;
-            let mpxd = Mpxd::start_on_core(server, scratch.path(), &config, SERVER_CORE)?;
+            let cmd = in_real_time(server)
+                .args(["taskset", "-c", SERVER_CORE])
+                .arg(project::release_binary("mpxd"));
+            let mpxd = Mpxd::start_as(cmd, scratch.path(), &config)?;
             let mbit_per_s = download(topology, bytes)?;
             mpxd.settle(Duration::from_secs(20))?;
             let status = mpxd.status()?;
@@ -295,9 +303,8 @@ fn measure(
 
 /// Mbit/s from the connection's begin to the last byte.
 fn download(topology: &Topology, bytes: u64) -> Result<f64, String> {
-    let output = topology
-        .client
-        .cmd(project::release_binary("mpx-bench"))
+    let output = in_real_time(&topology.client)
+        .arg(project::release_binary("mpx-bench"))
         .args(["load", "down", "--proto", "tcp", "--connections", "1"])
         .args(["--quiet", "--json", "-", "--timeout", "60s"])
         .arg(format!("--pin={CLIENT_CORE}"))
@@ -320,12 +327,17 @@ fn download(topology: &Topology, bytes: u64) -> Result<f64, String> {
     Ok(rate / 1e6)
 }
 
+/// A command that lacks its program.
+fn in_real_time(namespace: &Namespace) -> Cmd {
+    namespace.cmd("chrt").args(["--fifo", PRIORITY])
+}
+
 fn table(options: &Options, cells: &[Cell]) -> Result<String, String> {
     let date = Cmd::new("date").args(["-u", "+%Y-%m-%d"]).run()?;
     let mut text = format!(
         "{}, {}; emulated link: {}, loss in the direction of the download only; one connection, \
-         {} MiB, plain TCP, {CONGESTION} on both sides, kernel client; medians (least-most) of {} \
-         runs in turn, seeds from {}.\n\n\
+         {} MiB, plain TCP, {CONGESTION} on both sides, kernel client, all under SCHED_FIFO; medians \
+         (least-most) of {} runs in turn, seeds from {}.\n\n\
          | loss | kernel, Mbit/s | mpxd, Mbit/s | ratio | |\n|---|---|---|---|---|\n",
         date.trim(),
         machine()?,
