@@ -355,6 +355,8 @@ impl<M: Copy> Sender<M> {
             outcome.probe_repaired = true;
             if self.recovery.is_none() {
                 self.cc.on_congestion(now, flight_size);
+                // Not to be taken back with a reduction before it.
+                self.episode = None;
             }
         }
         let delivered_bytes = if self.sack {
