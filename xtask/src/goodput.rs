@@ -26,6 +26,7 @@ use crate::topology::{self, Family, Namespace, Shape, Topology, server_socket};
 use crate::ui;
 
 const PORT: u16 = 19;
+const CONGESTION: &str = "reno";
 /// The servers have the other core for themselves.
 const CLIENT_CORE: usize = 0;
 const SERVER_CORE: &str = "1";
@@ -62,9 +63,6 @@ pub(crate) struct Options {
     /// Of the first run at each loss; the next run has the next. Both servers get the same
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Congestion control of both servers
-    #[arg(long, default_value = "reno", value_parser = ["reno", "cubic"])]
-    congestion: String,
     /// Where goodput.md and goodput.svg go
     #[arg(long, value_name = "DIR", default_value = "target/goodput")]
     out: PathBuf,
@@ -111,7 +109,7 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
     setup::ensure(setup::For::Demo)?;
     project::build()?;
     topology::sweep()?;
-    let topology = prepare(options)?;
+    let topology = prepare()?;
     let mut cells = Vec::new();
     for &loss_percent in &options.loss {
         cells.push(measure_cell(options, &topology, loss_percent)?);
@@ -184,7 +182,7 @@ impl Cell {
 
 /// A path that carries nothing but what is measured: the n-th frame of a run is of the same kind for
 /// both servers.
-fn prepare(options: &Options) -> Result<Topology, String> {
+fn prepare() -> Result<Topology, String> {
     let shape = Shape {
         paths: 1,
         queues: 1,
@@ -202,7 +200,7 @@ fn prepare(options: &Options) -> Result<Topology, String> {
     ] {
         end.sysctl(&[
             ("net/ipv6/conf/all/disable_ipv6", "1"),
-            ("net/ipv4/tcp_congestion_control", &options.congestion),
+            ("net/ipv4/tcp_congestion_control", CONGESTION),
             // Or the kernel begins a run with what it learned in the one before.
             ("net/ipv4/tcp_no_metrics_save", "1"),
         ])?;
@@ -226,7 +224,8 @@ fn measure_cell(options: &Options, topology: &Topology, loss_percent: f64) -> Re
                 "loss {loss_percent} %, {name}, run {run} of {}",
                 options.runs
             );
-            let sample = ui::step(&step, |_| measure(options, topology, contender, &spec))?;
+            let bytes = options.size * MIB;
+            let sample = ui::step(&step, |_| measure(topology, contender, &spec, bytes))?;
             let recovery: String = RECOVERY
                 .iter()
                 .zip(sample.recovery)
@@ -249,12 +248,11 @@ fn measure_cell(options: &Options, topology: &Topology, loss_percent: f64) -> Re
 
 /// Each run has a link and a server of its own.
 fn measure(
-    options: &Options,
     topology: &Topology,
     contender: Contender,
     spec: &str,
+    bytes: u64,
 ) -> Result<Sample, String> {
-    let bytes = options.size * MIB;
     let scratch = Scratch::make()?;
     let link = topology.link(1, spec, Some(CLIENT_CORE))?;
     let mut recovery = [0; RECOVERY.len()];
@@ -275,7 +273,7 @@ fn measure(
                 name: "source".to_owned(),
                 listen: vec![server_socket(Family::V4, 1, PORT).to_string()],
                 app: App::Source,
-                keys: format!("congestion = {:?}\n", options.congestion),
+                keys: format!("congestion = {CONGESTION:?}\n"),
             };
             let config = Config::new(1, vec![service]);
             let server = &topology.server;
@@ -338,14 +336,13 @@ fn table(options: &Options, cells: &[Cell]) -> Result<String, String> {
     let date = Cmd::new("date").args(["-u", "+%Y-%m-%d"]).run()?;
     let mut text = format!(
         "{}, {}; emulated link: {}, loss in the direction of the download only; one connection, \
-         {} MiB, plain TCP, {} on both sides, kernel client, all under SCHED_FIFO; medians \
+         {} MiB, plain TCP, {CONGESTION} on both sides, kernel client, all under SCHED_FIFO; medians \
          (least-most) of {} runs in turn, seeds from {}.\n\n\
          | loss | kernel, Mbit/s | mpxd, Mbit/s | ratio | |\n|---|---|---|---|---|\n",
         date.trim(),
         machine()?,
         options.link_text(),
         options.size,
-        options.congestion,
         options.runs,
         options.seed,
     );
@@ -418,7 +415,6 @@ mod tests {
             queue: None,
             link: "up.loss=1%".to_owned(),
             seed: 7,
-            congestion: "reno".to_owned(),
             out: PathBuf::new(),
         };
         let spec: Spec = options.spec(0.1, 8).parse().unwrap();
