@@ -329,7 +329,7 @@ impl Connection {
             let Some(subflow) = self.subflows.get_mut(index) else {
                 continue;
             };
-            if due(subflow.tx.rto_at) {
+            if subflow.tx.timeout_due(now) {
                 self.on_retransmission_timeout(index, now, metrics);
             } else if due(subflow.tx.next_deadline()) {
                 let outcome = subflow.tx.on_timers(now);

@@ -6,7 +6,7 @@ use crate::model::apps::{Behaviour, TestApp};
 use crate::model::client::ClientConfig;
 use crate::model::net::Path;
 use crate::model::sim::{Family, Sim, SimConfig};
-use mpx_datapath::app::builtin::{Discard, Source};
+use mpx_datapath::app::builtin::{Discard, Echo, Source};
 use mpx_datapath::app::{App, CloseCause};
 use mpx_datapath::engine::Patience;
 use mpx_datapath::metrics::Metrics;
@@ -86,6 +86,18 @@ fn tail_loss_probe() {
     counts_after(&mut script, RTT * 2 + MS * 2, |m| m.tcp_loss_probes);
     counts_after(&mut script, RTO, |m| m.tcp_timeouts);
     assert_eq!(script.engine.metrics.tcp_loss_probes, 1);
+}
+
+// RFC 8985 §7.2: with a single segment the probe would come after the timeout, and takes its time.
+#[test]
+fn tail_loss_probe_in_the_place_of_a_timeout() {
+    let mut script = with(Echo, Patience::default());
+    let ack = open(&mut script);
+    script.send(101, ack, ACK, TcpOptions::default(), &[7; 100]);
+    assert!(!script.answers().is_empty());
+    counts_after(&mut script, RTO, |m| m.tcp_loss_probes);
+    assert_eq!(script.engine.metrics.tcp_timeouts, 0);
+    counts_after(&mut script, RTO, |m| m.tcp_timeouts);
 }
 
 // RFC 9293 §3.8.6.3.

@@ -335,6 +335,7 @@ impl<M: Copy> Sender<M> {
         }
         if let Some(sent_at) = delivered.measures {
             self.rtt.on_sample(now, now.since(sent_at));
+            self.tail_probe.on_measured();
         }
         self.rack.on_delivered(now, &delivered);
         if dsack.is_some() {
@@ -432,6 +433,12 @@ impl<M: Copy> Sender<M> {
         self.rto_at = Some(now + self.rtt.rto());
     }
 
+    /// The retransmission timer is due. A tail loss probe takes its place (RFC 8985 §7.2).
+    pub fn timeout_due(&self, now: Instant) -> bool {
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        due(self.rto_at) && !due(self.tail_probe.at)
+    }
+
     /// Any timer but the retransmission timer is due.
     pub fn on_timers(&mut self, now: Instant) -> TimerOutcome {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
@@ -447,6 +454,10 @@ impl<M: Copy> Sender<M> {
             self.tail_probe.at = None;
             self.tail_probe.pending = !self.board.is_empty() && self.recovery.is_none();
             outcome.tail_probe = self.tail_probe.pending;
+            // RFC 8985 §7.3: whether the probe can leave or not, the timeout is behind it.
+            if !self.board.is_empty() {
+                self.rto_at = Some(now + self.rtt.rto());
+            }
         }
         outcome
     }

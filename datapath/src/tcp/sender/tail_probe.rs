@@ -19,6 +19,8 @@ pub(super) struct TailProbe {
     pub(super) pending: bool,
     /// The one under way: what it ends at (TLP.end_seq), and whether it repeats a segment.
     sent: Option<(TcpSeq, bool)>,
+    /// No round trip was measured since the last one left.
+    unmeasured: bool,
 }
 
 impl TailProbe {
@@ -32,7 +34,8 @@ impl TailProbe {
         rto_at: Option<Instant>,
     ) {
         (self.at, self.pending) = (None, false);
-        if !wanted || self.sent.is_some() {
+        // RFC 8985 §7.3: one at a time, and none that keeps the path from being measured.
+        if !wanted || self.sent.is_some() || self.unmeasured {
             return;
         }
         let timeout = match srtt {
@@ -50,6 +53,7 @@ impl TailProbe {
             at: None,
             pending: false,
             sent: Some((snd_nxt, repeats)),
+            unmeasured: true,
         };
     }
 
@@ -79,8 +83,15 @@ impl TailProbe {
         false
     }
 
+    pub(super) fn on_measured(&mut self) {
+        self.unmeasured = false;
+    }
+
     /// Losses are found by other means now.
     pub(super) fn cancel(&mut self) {
-        *self = TailProbe::default();
+        *self = TailProbe {
+            unmeasured: self.unmeasured,
+            ..TailProbe::default()
+        };
     }
 }

@@ -357,7 +357,9 @@ fn a_tail_is_probed_in_time_and_not_before() {
         let due = Instant::from_millis(100 + rto_ms.min(wait_ms));
         assert_eq!(tx.next_deadline(), Some(due));
         assert!(!tx.on_timers(Instant(due.0 - 1)).tail_probe);
+        assert!(!tx.timeout_due(due));
         assert!(tx.on_timers(due).tail_probe);
+        assert!(!tx.timeout_due(due), "it has not left yet");
         // Beyond the congestion window, and the last segment where nothing is new.
         assert!(tx.cwnd_room());
         let (at, sent) = tx.tail_to_probe().expect("the last one");
@@ -366,6 +368,28 @@ fn a_tail_is_probed_in_time_and_not_before() {
         assert!(tx.tail_to_probe().is_none());
         assert_eq!(tx.rto_at, Some(due + tx.rtt.rto()), "put off (§7.3)");
         assert_eq!(tx.in_flight(), segments * MSS);
+    }
+}
+
+// RFC 8985 §7.3, condition 2: probes alone would leave a path that has become slower unmeasured.
+#[test]
+fn no_second_probe_before_the_path_is_measured() {
+    for measured in [false, true] {
+        let mut tx = sender(true, 4);
+        ack(&mut tx, 3, &[]);
+        let due = tx.tail_probe.at.expect("armed");
+        tx.on_timers(due);
+        let (last, _) = tx.tail_to_probe().expect("the last one");
+        tx.on_retransmitted(due, last);
+        // Which copy this is for nobody knows, and then the new segment is for one that left once.
+        ack_at(&mut tx, 300, 4, &[]);
+        tx.on_sent(Instant::from_millis(310), MSS, false, ());
+        if measured {
+            ack_at(&mut tx, 320, 5, &[]);
+            tx.on_sent(Instant::from_millis(320), MSS, false, ());
+        }
+        assert_eq!(tx.tail_probe.at.is_some(), measured);
+        assert!(tx.rto_at.is_some());
     }
 }
 
