@@ -329,7 +329,7 @@ impl Connection {
         // What comes late tells of an earlier window.
         let echo = subflow.ecn.is_echo(header.flags)
             && header.ack == subflow.tx.snd_una
-            && subflow.tx.on_congestion_echo(now);
+            && subflow.tx.on_congestion_echo(now, outcome.advanced);
         metrics.ecn_window_falls += u64::from(echo);
         if echo || outcome.loss_found || outcome.probe_repaired {
             subflow.ecn.on_window_fell();

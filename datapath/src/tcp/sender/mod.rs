@@ -543,12 +543,14 @@ impl<M: Copy> Sender<M> {
     }
 
     /// The peer echoes a congestion mark (RFC 3168 §6.1.2): once per window that counts as a loss.
-    /// Returns whether the window fell, which the peer is to be told.
-    pub fn on_congestion_echo(&mut self, now: Instant) -> bool {
+    /// `advanced`: octets that the same ACK acknowledged; the mark met them as well. Returns whether
+    /// the window fell, which the peer is to be told.
+    pub fn on_congestion_echo(&mut self, now: Instant, advanced: usize) -> bool {
         if self.recovery.is_some() || self.marked_until.is_some() {
             return false;
         }
-        let flight_size = self.flight_size();
+        let flight_size = self.snd_nxt.distance(self.snd_una) + advanced;
+        let flight_size = flight_size.min(self.cc.cwnd());
         self.cc.on_congestion(now, flight_size);
         self.marked_until = Some(self.snd_nxt);
         // A loss before that may turn out to be none; this fall stands.

@@ -435,18 +435,27 @@ fn an_echo_counts_once_per_window_and_again_beyond_it() {
     let now = Instant::from_millis(RTT_MS);
     let mut tx = sender(true, 10);
     ack(&mut tx, 1, &[]);
-    assert!(tx.on_congestion_echo(now));
+    assert!(tx.on_congestion_echo(now, MSS));
     let cwnd = tx.cc.cwnd();
-    assert_eq!(cwnd, 9 * MSS / 2);
+    assert_eq!(cwnd, 10 * MSS / 2);
     tx.on_sent(now, MSS, false, ());
     for n in 2..=10 {
         ack(&mut tx, n, &[]);
-        assert!(!tx.on_congestion_echo(now), "{n} acknowledged");
+        assert!(!tx.on_congestion_echo(now, MSS), "{n} acknowledged");
     }
     assert_eq!(tx.cc.cwnd(), cwnd, "neither fallen nor grown");
     ack(&mut tx, 11, &[]);
     tx.on_sent(now, MSS, false, ());
-    assert!(tx.on_congestion_echo(now));
+    assert!(tx.on_congestion_echo(now, MSS));
+}
+
+// RFC 5681 §2: what was in flight when the news came, however much of it that news is.
+#[test]
+fn an_echo_counts_what_its_own_ack_covers() {
+    let mut tx = sender(true, 10);
+    let outcome = ack(&mut tx, 9, &[]);
+    assert!(tx.on_congestion_echo(Instant::from_millis(RTT_MS), outcome.advanced));
+    assert_eq!(tx.cc.cwnd(), 10 * MSS / 2);
 }
 
 // RFC 3168 §6.1.2: a mark and a loss of one window count once, in either order.
@@ -455,7 +464,7 @@ fn a_loss_in_a_window_that_fell_for_a_mark_costs_nothing_more_and_one_beyond_it_
     let now = Instant::from_millis(RTT_MS);
     for (acked, falls) in [(9, false), (10, true)] {
         let mut tx = sender(true, 10);
-        assert!(tx.on_congestion_echo(now));
+        assert!(tx.on_congestion_echo(now, MSS));
         for _ in 0..5 {
             tx.on_sent(now, MSS, false, ());
         }
@@ -466,11 +475,11 @@ fn a_loss_in_a_window_that_fell_for_a_mark_costs_nothing_more_and_one_beyond_it_
         resend(&mut tx, RTT_MS);
         for n in [acked, 15] {
             ack(&mut tx, n, &[]);
-            assert!(!tx.on_congestion_echo(now), "{n} acknowledged");
+            assert!(!tx.on_congestion_echo(now, MSS), "{n} acknowledged");
         }
         tx.on_sent(now, MSS, false, ());
         ack(&mut tx, 16, &[]);
-        assert!(tx.on_congestion_echo(now));
+        assert!(tx.on_congestion_echo(now, MSS));
     }
 }
 
@@ -481,7 +490,7 @@ fn a_fall_for_a_mark_is_not_taken_back_with_a_loss_that_was_none() {
     for marked in [false, true] {
         let mut tx = sender(true, 10);
         if marked {
-            tx.on_congestion_echo(Instant::ZERO);
+            tx.on_congestion_echo(Instant::ZERO, 0);
         }
         assert!(ack(&mut tx, 0, &[(1, 4)]).loss_found);
         assert_eq!(resend(&mut tx, RTT_MS), [0]);
