@@ -25,6 +25,9 @@ fn drawn(svg: &mut String, cells: &[Cell], link: &str) -> Result<(), Box<dyn std
     let runs = || cells.iter().flat_map(|cell| cell.runs.iter().flatten());
     let least = runs().fold(f64::INFINITY, |least, run| least.min(*run));
     let most = runs().fold(0.0, |most: f64, run| most.max(*run));
+    // Whole decades.
+    let bottom = 10_f64.powf(least.log10().floor());
+    let top = 10_f64.powf(most.log10().floor() + 1.0);
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
@@ -32,14 +35,12 @@ fn drawn(svg: &mut String, cells: &[Cell], link: &str) -> Result<(), Box<dyn std
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(56)
-        .build_cartesian_2d(
-            0.0..cells.len() as f64,
-            (least * 0.8..most * 1.25).log_scale(),
-        )?;
+        .build_cartesian_2d(0.0..cells.len() as f64, (bottom..top).log_scale())?;
     chart
         .configure_mesh()
         .disable_x_mesh()
         .x_labels(0)
+        .light_line_style(TRANSPARENT)
         .y_desc("Mbit/s")
         .axis_desc_style(FONT)
         .label_style(FONT)
@@ -48,7 +49,7 @@ fn drawn(svg: &mut String, cells: &[Cell], link: &str) -> Result<(), Box<dyn std
     let below = TextStyle::from(FONT.into_font()).pos(Pos::new(HPos::Center, VPos::Top));
     for (i, cell) in cells.iter().enumerate() {
         let middle = i as f64 + 0.5;
-        let (x, y) = chart.backend_coord(&(middle, least * 0.8));
+        let (x, y) = chart.backend_coord(&(middle, bottom));
         let label = format!("loss {} %, ratio {:.2}", cell.loss_percent, cell.ratio());
         root.draw(&Text::new(label, (x, y + 8), below.clone()))?;
         for (contender, side) in Contender::ALL.into_iter().zip([-1.0, 1.0]) {
@@ -60,6 +61,10 @@ fn drawn(svg: &mut String, cells: &[Cell], link: &str) -> Result<(), Box<dyn std
                 colour.stroke_width(2),
             )])?;
             let runs = &cell.runs[contender as usize];
+            let least = runs.iter().copied().fold(f64::INFINITY, f64::min);
+            let (x, y) = chart.backend_coord(&(at, least));
+            let number = Text::new(format!("{median:.2}"), (x, y + 6), below.clone());
+            root.draw(&number)?;
             let step = 2.0 * COLUMN_HALF / (runs.len() + 1) as f64;
             chart.draw_series(runs.iter().enumerate().map(|(run, rate)| {
                 let x = at - COLUMN_HALF + step * (run + 1) as f64;
