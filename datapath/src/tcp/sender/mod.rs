@@ -833,7 +833,8 @@ impl<M: Copy> Sender<M> {
             prr.on_sent(octets);
         }
         if let Some(srtt) = self.rtt.srtt() {
-            let window = self.window();
+            // Not what recovery leaves of it, which may be nothing at all.
+            let window = self.cc.cwnd().max(self.board.pipe);
             let slow_start = self.cc.cwnd() < self.cc.ssthresh();
             self.pacer
                 .on_sent(now, octets, window, srtt, self.mss, slow_start);

@@ -654,6 +654,18 @@ fn a_window_leaves_at_the_pace_of_the_path() {
     assert!(held || tx.in_flight() + MSS > tx.window());
 }
 
+// Recovery that a timer begins, with nothing left in flight, opens no window: what goes nonetheless
+// sets no pace.
+#[test]
+fn what_leaves_in_recovery_is_paced_by_the_window_that_recovery_leads_to() {
+    let mut tx = sender(true, 2);
+    ack(&mut tx, 0, &[(1, 2)]);
+    let due = tx.reorder_at.expect("to be looked at again");
+    assert!(tx.on_timers(due).loss_found);
+    assert_eq!((tx.in_flight(), resend(&mut tx, 13)), (0, vec![0]));
+    assert_eq!(tx.pacer.held_until, None);
+}
+
 #[test]
 fn part_of_a_segment_acknowledged_leaves_the_rest() {
     let mut tx = sender(true, 1);
