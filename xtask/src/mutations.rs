@@ -54,6 +54,12 @@ const MUTATIONS: &[Mutation] = &[
         replace: "",
     },
     Mutation {
+        name: "DSS: every checksum is right",
+        file: "datapath/src/mptcp/text.rs",
+        find: "dss_valid(mapping.dsn.0, relative, len, sum, expected)",
+        replace: "dss_valid(mapping.dsn.0, relative, len, sum, expected) || len > 0",
+    },
+    Mutation {
         name: "window: the rest of a unit is taken back",
         file: "datapath/src/mptcp/data.rs",
         find: "promised.div_ceil(1 << shift)",

@@ -358,6 +358,7 @@ impl Engine {
             persist_backoff: 0,
             probes_unanswered: 0,
             probe_due: false,
+            bare: false,
             data_fin_due: false,
             reset: None,
             queued: false,

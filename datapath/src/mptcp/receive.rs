@@ -296,6 +296,7 @@ impl Connection {
         let header = &segment.tcp;
         let subflow = &mut self.subflows[index];
         let options = &header.options;
+        subflow.bare = options.mptcp.is_empty();
         let window = subflow.window_of(header);
         // RFC 8684 §3.4.1: duplicates that carry a signal other than DSS say nothing of congestion.
         let signals = options.mptcp.add_addr.is_some()
@@ -341,14 +342,21 @@ impl Connection {
             // it says so, what is sent again there is no sign that it is gone.
             subflow.tx.rtt.on_progress();
         }
-        if outcome.advanced > 0 || held || subflow.probes_unanswered > 0 {
+        // RFC 8684 §3.3.5: the stream's window comes with a DATA_ACK. From a path that has begun to
+        // swallow options none does, however often it is asked.
+        let answers =
+            self.mode != Mode::Mptcp || options.mptcp.dss.is_some_and(|dss| dss.data_ack.is_some());
+        let answered = answers && subflow.probes_unanswered > 0;
+        if outcome.advanced > 0 || held || answered {
             subflow.heard_at = now;
         }
         self.on_text_arrived(index, longest_arrived);
         self.settle_mtu_probe(index, now, metrics);
         let subflow = &mut self.subflows[index];
-        subflow.probes_unanswered = 0;
-        if subflow.tx.snd_wnd > 0 {
+        if answers {
+            subflow.probes_unanswered = 0;
+        }
+        if answers && subflow.tx.snd_wnd > 0 {
             subflow.persist_at = None;
             subflow.persist_backoff = 0;
             subflow.probe_due = false;

@@ -3,6 +3,7 @@
 //!
 //! Segments are cut when a subflow is about to send, never before it was chosen.
 
+use super::close::RST_MIDDLEBOX;
 use super::connection::{Connection, End, Mode};
 use super::subflow::{Reset, Subflow};
 use crate::metrics::Metrics;
@@ -15,6 +16,8 @@ use crate::time::{Duration, Instant};
 const DATA_RETRANSMIT_BYTES: usize = 64 * 1024;
 /// DATA_FINs without data sent before a peer that never showed a DSS is taken for plain TCP.
 const BARE_DATA_FINS: u32 = 3;
+/// Data-level timeouts after which a subflow counts as broken whose peer sends no options any more.
+const BARE_TIMEOUTS: u32 = 3;
 /// Unanswered data-level retransmissions after which the peer is taken for gone.
 const DATA_RETRIES_MAX: u32 = 12;
 
@@ -208,6 +211,18 @@ impl Connection {
             })
     }
 
+    /// RFC 8684 §3.7: a path that took options and takes none any more. Its subflow acknowledges what
+    /// the data level never will.
+    fn reset_bare(&mut self) {
+        for index in 0..self.subflows.capacity() {
+            let spoilt =
+                |s: &Subflow| s.state != State::SynReceived && s.bare && s.tx.flight_is_empty();
+            if self.subflows.get(index).is_some_and(spoilt) {
+                self.reset_subflow(index, RST_MIDDLEBOX);
+            }
+        }
+    }
+
     /// Sends elsewhere what lies on subflows whose timeout is backed off: they may take a minute to
     /// repeat it.
     fn reinject_stuck(&mut self, metrics: &mut Metrics) {
@@ -244,6 +259,9 @@ impl Connection {
             self.end.get_or_insert(End::TimedOut);
             self.reset_all(Reset::default());
             return;
+        }
+        if self.data_rto_backoff > BARE_TIMEOUTS {
+            self.reset_bare();
         }
         if self.snd.all_acked_but_fin() {
             // RFC 8684 §3.3.3: the DATA_FIN is repeated until it is acknowledged.

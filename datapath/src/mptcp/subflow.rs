@@ -129,6 +129,8 @@ pub struct Subflow {
     /// Window probes since the peer was last heard of here.
     pub probes_unanswered: u32,
     pub probe_due: bool,
+    /// What came last had no MPTCP option at all.
+    pub bare: bool,
     /// A DATA_FIN without data is to leave here.
     pub data_fin_due: bool,
     /// A RST is to leave, and this is the end of the subflow.

@@ -1,10 +1,13 @@
 //! Multipath TCP that turns into plain TCP (RFC 8684 §3.1, §3.7).
 
-use crate::model::apps::Behaviour;
+use crate::model::apps::{Behaviour, ECHO};
 use crate::model::client::{ClientConfig, Mode, Quirks};
+use crate::model::middlebox::Meddling;
+use crate::model::net::{Path, Side};
 use crate::model::sim::{Family, Sim, SimConfig};
 use crate::model::subflow::State;
 use crate::model::{assert_same, stream};
+use mpx_datapath::time::Duration;
 
 /// Both sides send 100,000 octets; `first` says who begins.
 fn exchange(quirks: Quirks, server_first: bool) -> Sim {
@@ -124,5 +127,62 @@ fn no_join_after_a_fallback() {
     assert!(matches!(sim.clients[c].subflows[at].state, State::Reset(_)));
     sim.clients[c].close_write();
     sim.run(|sim| sim.clients[c].closed());
+    sim.finish();
+}
+
+/// The client trusts no path; MPTCP options vanish on the last one on the way to the server, from the
+/// frame of this number on.
+fn losing_options(paths: usize, from_frame: u32, app: Behaviour) -> (Sim, usize) {
+    let mut config = SimConfig {
+        paths: vec![Path::default(); paths],
+        ..SimConfig::with(app)
+    };
+    config.paths[paths - 1].meddling = Meddling {
+        strips: Some((Side::Server, from_frame)),
+        ..Meddling::default()
+    };
+    let mut sim = Sim::new(config);
+    let c = sim.connect(ClientConfig {
+        quirks: Quirks {
+            distrusts_paths: true,
+            ..Quirks::default()
+        },
+        ..ClientConfig::new(Family::V4.server(0))
+    });
+    (sim, c)
+}
+
+// RFC 8684 §3.7: options vanish in mid-connection, and the only subflow acknowledges what no DATA_ACK
+// ever will: it is closed with a RST that blames a middlebox.
+#[test]
+fn a_path_that_begins_to_swallow_options_is_given_up() {
+    let app = Behaviour {
+        send_bytes: 10_000_000,
+        ..Behaviour::default()
+    };
+    let (mut sim, c) = losing_options(1, 100, app);
+    let began = sim.now;
+    sim.run(|sim| !sim.clients[c].subflows[0].alive());
+    assert_eq!(sim.clients[c].subflows[0].state, State::Reset(Some(6)));
+    assert!(sim.now.since(began) < Duration::from_secs(30));
+    let sent = stream(0, 10_000_000);
+    let got = sim.clients[c].received();
+    assert!(got.len() > 100_000 && got == &sent[..got.len()]);
+    sim.finish();
+}
+
+// RFC 8684 §3.7: where another path is left, the connection goes on there, and nothing is missing.
+#[test]
+fn another_path_brings_what_one_without_options_took() {
+    let (mut sim, c) = losing_options(2, 60, ECHO);
+    sim.run(|sim| sim.clients[c].established());
+    let sent = stream(1, 1_000_000);
+    sim.clients[c].send(&sent);
+    let joined = sim.join(c, 1);
+    sim.clients[c].close_write();
+    sim.run(|sim| sim.clients[c].closed());
+    assert!(!sim.clients[c].subflows[joined].alive());
+    assert_same(sim.clients[c].received(), &sent);
+    assert_same(&sim.app.record().received, &sent);
     sim.finish();
 }

@@ -15,8 +15,8 @@ use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::frame::{self, Link, Segment};
 use mpx_datapath::wire::mptcp::{
-    AddAddr, CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFastclose, MpJoin, MpPrio,
-    MptcpOptions, RemoveAddr,
+    AddAddr, CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFail, MpFastclose, MpJoin,
+    MpPrio, MpTcprst, MptcpOptions, RemoveAddr,
 };
 use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
 use std::collections::{BTreeMap, VecDeque};
@@ -25,6 +25,8 @@ use watch::Edges;
 
 const JOIN_ACK_RTO: Duration = Duration::from_millis(300);
 const DATA_RTO: Duration = Duration::from_secs(3);
+/// After so many the paths that took the data are given up.
+const STALLS_MAX: u32 = 4;
 const PERSIST: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Debug)]
@@ -122,6 +124,9 @@ pub struct Quirks {
     pub wrong_capable_key: bool,
     /// Its subflows end, its stream does not.
     pub no_data_fin: bool,
+    /// Middleboxes may have been at what it gets: it ends a subflow that makes no sense (RFC 8684
+    /// §3.7), and one that swallows what it is given.
+    pub distrusts_paths: bool,
     /// All its window updates are lost: the window opens with the answer to a probe.
     pub no_window_updates: bool,
     /// Whenever so many segments have come out of order it forgets what it has reported by SACK and
@@ -161,6 +166,8 @@ pub struct Client {
     data_fin_timer: Option<Instant>,
     persist_timer: Option<Instant>,
     data_fin_sent: bool,
+    /// Timeouts of data or DATA_FIN in a row without an acknowledgment of either.
+    stalls: u32,
 
     rx: Vec<u8>,
     rx_ahead: BTreeMap<u64, Vec<u8>>,
@@ -210,6 +217,7 @@ impl Client {
             data_fin_timer: None,
             persist_timer: None,
             data_fin_sent: false,
+            stalls: 0,
             rx: Vec::new(),
             rx_ahead: BTreeMap::new(),
             rx_fin: None,
@@ -455,6 +463,35 @@ impl Client {
         )
     }
 
+    /// Nothing was acknowledged at data level for a while. Where the paths are not trusted, those
+    /// that took what is missing and brought no DATA_ACK for it are not used any more.
+    fn on_stall(&mut self) {
+        self.stalls += 1;
+        if !self.config.quirks.distrusts_paths || self.stalls < STALLS_MAX {
+            return;
+        }
+        self.stalls = 0;
+        let una = self.data_una;
+        let all = una >= self.tx.len() as u64;
+        for i in 0..self.subflows.len() {
+            let s = &self.subflows[i];
+            let took = s.carried.iter().any(|r| r.0 <= una && una < r.1);
+            if s.alive() && s.state != State::SynSent && (took && s.in_flight() == 0 || all) {
+                self.break_off(i, None);
+            }
+        }
+    }
+
+    /// Resets subflow `i`: a middlebox spoils it (RFC 8684 §3.7). With MP_FAIL where the text from
+    /// this offset on was changed.
+    fn break_off(&mut self, i: usize, failed_at: Option<u64>) {
+        let idsn = token_and_idsn(self.server_key).1;
+        let s = &mut self.subflows[i];
+        s.fail_dsn = failed_at.map(|at| idsn.wrapping_add(1 + at));
+        s.reset_due = Some(false);
+        s.gave_up = true;
+    }
+
     fn token(&self) -> u32 {
         token_and_idsn(self.server_key).0
     }
@@ -493,6 +530,7 @@ impl Client {
         }
         if self.data_timer.is_some_and(|t| t <= now) {
             self.data_timer = None;
+            self.on_stall();
             let end = self
                 .data_nxt
                 .min(self.data_una + self.config.segment_bytes as u64);
@@ -504,6 +542,7 @@ impl Client {
         }
         if self.data_fin_timer.is_some_and(|t| t <= now) {
             self.data_fin_timer = None;
+            self.on_stall();
         }
     }
 }

@@ -7,6 +7,7 @@
 pub mod apps;
 pub mod client;
 pub mod icmp;
+pub mod middlebox;
 pub mod net;
 pub mod server;
 pub mod sim;

@@ -1,6 +1,7 @@
 //! The network between client and engine: paths with delay, jitter, rate, queue, loss one by one and
 //! in bursts, duplication, reordering, corruption, and cuts in one direction or both.
 
+use super::middlebox::Meddling;
 use super::{Rng, icmp, ones_complement};
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::time::{Duration, Instant};
@@ -35,6 +36,7 @@ pub struct Path {
     pub mtu: usize,
     /// A router half-way says so when one was too big; otherwise nobody does.
     pub mtu_icmp: bool,
+    pub meddling: Meddling,
     pub cut: bool,
     /// Nothing arrives at this side.
     pub cut_towards: Option<Side>,
@@ -57,6 +59,7 @@ impl Default for Path {
             mark_permille: 0,
             mtu: usize::MAX,
             mtu_icmp: true,
+            meddling: Meddling::default(),
             cut: false,
             cut_towards: None,
         }
@@ -90,14 +93,24 @@ pub enum Fate {
     Cut,
 }
 
+/// Where a client's frame comes from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Sender {
+    /// Its place among the clients.
+    pub client: usize,
+    pub subflow: usize,
+    /// What it sent, where middleboxes made something else of it.
+    pub original: Option<Vec<u8>>,
+}
+
 /// A frame that has arrived.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Arrival {
     /// Frames are numbered as they are sent.
     pub number: u64,
     pub to: Side,
-    /// A client's frame: its place among the clients and the subflow.
-    pub from: Option<(usize, usize)>,
+    /// Whose it is, of a client's frame.
+    pub from: Option<Sender>,
     pub iface: IfaceId,
     pub frame: Vec<u8>,
     pub corrupted: bool,
@@ -166,7 +179,7 @@ impl Net {
         &mut self,
         now: Instant,
         to: Side,
-        from: Option<(usize, usize)>,
+        from: Option<Sender>,
         iface: IfaceId,
         mut frame: Vec<u8>,
     ) -> Fate {
@@ -227,7 +240,8 @@ impl Net {
         let mut fate = Fate::Arrives;
         if self.rng.permille(path.duplicate_permille) {
             fate = Fate::Twice;
-            self.push(at + path.delay / 2, to, from, iface, frame.clone(), false);
+            let (from, frame) = (from.clone(), frame.clone());
+            self.push(at + path.delay / 2, to, from, iface, frame, false);
         }
         let corrupted = path.corrupt_permille > 0 && self.rng.permille(path.corrupt_permille);
         if corrupted {
@@ -260,7 +274,7 @@ impl Net {
         &mut self,
         at: Instant,
         to: Side,
-        from: Option<(usize, usize)>,
+        from: Option<Sender>,
         iface: IfaceId,
         frame: Vec<u8>,
         corrupted: bool,

@@ -6,7 +6,8 @@
 
 use super::apps::{Behaviour, TestApp};
 use super::client::{Client, ClientConfig};
-use super::net::{Arrival, Net, Path, Side};
+use super::middlebox::Middleboxes;
+use super::net::{Arrival, Net, Path, Sender, Side};
 use super::server::{Server, ServiceSetup};
 use super::subflow::Again;
 use super::trace::{self, Tracer};
@@ -136,6 +137,7 @@ pub struct Sim {
     pub server: Server,
     pub app: TestApp,
     pub net: Net,
+    boxes: Middleboxes,
     pub clients: Vec<Client>,
     port: PcapPort<MemoryPort, Box<dyn Write>, Clock>,
     /// The time for the capture.
@@ -170,6 +172,7 @@ impl Sim {
             server: Server::new(&config, now, app.clone()),
             app,
             net: Net::new(config.paths.clone(), config.seed),
+            boxes: Middleboxes::default(),
             clients: Vec::new(),
             port: PcapPort::new(memory, out, &[], clock_of_port),
             clock,
@@ -325,12 +328,14 @@ impl Sim {
             match arrival.to {
                 Side::Server => {
                     self.corrupted_to_server += u64::from(arrival.corrupted);
-                    if let Some((c, i)) = arrival.from
-                        && let Ok(segment) = Segment::parse(&arrival.frame)
+                    if let Some(from) = &arrival.from
+                        && Segment::parse(&arrival.frame).is_ok()
+                        && let sent = from.original.as_ref().unwrap_or(&arrival.frame)
+                        && let Ok(segment) = Segment::parse(sent)
                     {
-                        self.clients[c].on_arrival_at_server(now, i, &segment);
+                        self.clients[from.client].on_arrival_at_server(now, from.subflow, &segment);
                     }
-                    self.app.log.borrow_mut().visitor = arrival.from.map(|from| from.0);
+                    self.app.log.borrow_mut().visitor = arrival.from.map(|from| from.client);
                     let taken = self.port.inner_mut().inject(arrival.iface, &arrival.frame);
                     assert!(taken, "port is full");
                     self.receive();
@@ -355,7 +360,6 @@ impl Sim {
                 assert!(written, "port has no frame to send in");
                 self.port.flush();
                 if let Some(frame) = self.port.inner_mut().take(iface) {
-                    self.watch(&frame);
                     self.send(Side::Client, None, iface, frame);
                 }
             }
@@ -363,7 +367,12 @@ impl Sim {
         for c in 0..self.clients.len() {
             while let Some((i, frame)) = self.clients[c].poll_transmit(now) {
                 let iface = self.clients[c].subflows[i].iface;
-                self.send(Side::Server, Some((c, i)), iface, frame);
+                let from = Sender {
+                    client: c,
+                    subflow: i,
+                    original: None,
+                };
+                self.send(Side::Server, Some(from), iface, frame);
             }
         }
     }
@@ -378,7 +387,25 @@ impl Sim {
         {}
     }
 
-    fn send(&mut self, to: Side, from: Option<(usize, usize)>, iface: IfaceId, frame: Vec<u8>) {
+    /// Through the path's middleboxes into its queue.
+    fn send(&mut self, to: Side, from: Option<Sender>, iface: IfaceId, frame: Vec<u8>) {
+        let meddling = self.net.paths[usize::from(iface.0)].meddling;
+        let parts = self.boxes.pass(&meddling, to, &frame);
+        let cut = parts.len() > 1;
+        let changed = parts.len() != 1 || parts[0] != frame;
+        for part in parts {
+            let mut from = from.clone();
+            if let Some(from) = &mut from {
+                from.original = changed.then(|| frame.clone());
+            }
+            if to == Side::Client {
+                self.watch(&part, cut);
+            }
+            self.send_part(to, from, iface, part);
+        }
+    }
+
+    fn send_part(&mut self, to: Side, from: Option<Sender>, iface: IfaceId, frame: Vec<u8>) {
         match &mut self.tracer {
             None => drop(self.net.send(self.now, to, from, iface, frame)),
             Some(tracer) => {
@@ -390,14 +417,14 @@ impl Sim {
     }
 
     /// Shows a frame to its client in the order in which the server sends them.
-    fn watch(&mut self, frame: &[u8]) {
+    fn watch(&mut self, frame: &[u8], cut: bool) {
         let Ok(segment) = Segment::parse(frame) else {
             panic!("the server sent a frame that cannot be read: {frame:02x?}");
         };
         let to = SocketAddr::new(segment.dst, segment.tcp.dst_port);
         let number = self.net.next_number();
         if let Some(client) = self.clients.iter_mut().rfind(|c| c.owns(to)) {
-            client.on_departure(number, &segment);
+            client.on_departure(number, &segment, cut);
         }
     }
 

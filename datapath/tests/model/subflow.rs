@@ -192,8 +192,10 @@ pub struct Subflow {
     pub fastclosing: bool,
     /// The state is lost: every segment that comes is answered with a RST of this sequence number.
     pub answer_due: Option<u32>,
-    /// Nobody answered.
+    /// Nobody answered, or what came made no sense.
     pub gave_up: bool,
+    /// MP_FAIL for the reset.
+    pub fail_dsn: Option<u64>,
     /// Its host is gone and answers nothing.
     pub vanished: bool,
     /// Our FIN follows what is sent here, whatever becomes of the connection.
@@ -268,6 +270,7 @@ impl Subflow {
             fastclosing: false,
             answer_due: None,
             gave_up: false,
+            fail_dsn: None,
             vanished: false,
             leaving: false,
             repair: Repair::default(),
@@ -404,7 +407,13 @@ impl Subflow {
     }
 
     /// Takes in payload and FIN; returns what is now in order, and where it begins.
-    pub fn on_payload(&mut self, at: u64, payload: &[u8], fin: bool) -> (u64, Vec<u8>) {
+    pub fn on_payload(
+        &mut self,
+        at: u64,
+        payload: &[u8],
+        fin: bool,
+        distrusts: bool,
+    ) -> (u64, Vec<u8>) {
         let end = at + payload.len() as u64;
         if fin {
             assert!(
@@ -431,7 +440,7 @@ impl Subflow {
             let known = self.ahead.entry(at).or_default();
             let alike = known.octets.len().min(payload.len());
             assert!(
-                known.octets[..alike] == payload[..alike],
+                distrusts || known.octets[..alike] == payload[..alike],
                 "other octets at {at} than before"
             );
             known.number = self.arrivals;

@@ -14,8 +14,10 @@ use std::num::NonZero;
 const TICK: Duration = Duration::from_millis(25);
 /// So many ticks between two looks at the limits.
 const TICKS_PER_CHECK: u64 = 20;
-/// With the paths in order everything comes to its end within this time.
+/// With the paths in order everything comes to its end within this time,
 const CONVERGENCE: Duration = Duration::from_secs(600);
+/// and where middleboxes spoil them, within this.
+const CONVERGENCE_SPOILT: Duration = Duration::from_secs(1800);
 /// A side whose peer is gone without a word gives up after this time with the paths in order.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Any timeout that grew while the paths were bad has passed this long after they are in order: who
@@ -139,10 +141,17 @@ impl Runner<'_> {
         let began = self.sim.now;
         let mut tick = 0;
         let mut patience = PATIENCE;
+        let mut clients = self.scenario.clients.iter();
+        let spoilt = clients.any(|plan| plan.config.quirks.distrusts_paths);
+        let limit = if spoilt {
+            CONVERGENCE_SPOILT
+        } else {
+            CONVERGENCE
+        };
         while !self.all_done() {
             let passed = self.sim.now.since(began);
             assert!(
-                passed < CONVERGENCE,
+                passed < limit,
                 "no end with the paths in order for {passed:?}: {}",
                 self.sim.describe()
             );
@@ -350,7 +359,9 @@ impl Runner<'_> {
             // A dead peer is found sooner there than by a timeout that was backed off.
             s.patience.user_timeout.is_some() || s.patience.keepalive.is_some()
         });
-        let silent = |c: &Client| c.subflows.iter().any(|s| s.vanished || s.gave_up);
+        let silent = |c: &Client| {
+            c.config.quirks.distrusts_paths || c.subflows.iter().any(|s| s.vanished || s.gave_up)
+        };
         let given_up = self.sim.server.count(|m| m.subflow_timeouts);
         assert!(
             given_up == early || hasty || self.sim.clients.iter().any(silent),
@@ -530,8 +541,13 @@ impl Actor<'_> {
             return;
         }
         let late = cause == Some(CloseCause::TimedOut) && sim.server.count(|m| m.data_timeouts) > 0;
-        let excused =
-            late || timeouts || client.gave_up() || self.left || self.cut_short || self.impatient;
+        let excused = late
+            || timeouts
+            || client.gave_up()
+            || client.config.quirks.distrusts_paths
+            || self.left
+            || self.cut_short
+            || self.impatient;
         assert!(
             excused,
             "{local} ended as {cause:?} with {delivered} of {} octets up and {} of {} down for no reason: {}",

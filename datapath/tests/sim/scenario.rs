@@ -3,6 +3,7 @@
 use crate::model::Rng;
 use crate::model::apps::Behaviour;
 use crate::model::client::{AckPolicy, ClientConfig, Quirks};
+use crate::model::middlebox::{Meddling, SynOption};
 use crate::model::net::{Path, Side};
 use crate::model::server::ServiceSetup;
 use crate::model::sim::{Family, SimConfig};
@@ -24,7 +25,7 @@ const MEMORY_MIN_BYTES: usize = 100_000;
 
 /// Draws of a seed, laid over each other. Each layer has a stream of its own: what is added in a new
 /// one leaves to every seed what it drew before.
-pub const LAYERS: u64 = 6;
+pub const LAYERS: u64 = 7;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -140,6 +141,9 @@ impl Scenario {
         if layers > 5 {
             Draw::new(seed, 5).narrow(&mut scenario);
         }
+        if layers > 6 {
+            Draw::new(seed, 6).middleboxes(&mut scenario);
+        }
         scenario
     }
 
@@ -193,6 +197,7 @@ pub fn healed(base: &Path) -> Path {
         queue: base.queue.max(Duration::from_millis(50)),
         mtu: base.mtu,
         mtu_icmp: base.mtu_icmp,
+        meddling: base.meddling,
         ..Path::default()
     }
 }
@@ -580,6 +585,57 @@ impl Draw {
         for plan in &mut scenario.clients {
             plan.config.quirks.no_window_updates = self.one_in(4);
         }
+    }
+
+    /// Paths with something in between that looks into segments. They stay so.
+    fn middleboxes(&mut self, scenario: &mut Scenario) {
+        let paths = scenario.sim.paths.len();
+        for i in 0..paths {
+            if !self.one_in(3) {
+                continue;
+            }
+            let mut meddling = self.meddling();
+            // Parts that are lost every time, of segments whose other parts arrive, are too much yet
+            // for the sender's `is_spurious`.
+            let part_max = scenario.sim.paths[i].mtu.saturating_sub(120);
+            meddling.cuts_at = meddling.cuts_at.min(part_max);
+            scenario.sim.paths[i].meddling = meddling;
+            let weather = scenario.weather.iter_mut().filter(|w| w.1 == i);
+            weather.for_each(|w| w.2.meddling = meddling);
+        }
+        let mut meddlers = scenario.sim.paths.iter().map(|p| p.meddling);
+        if meddlers.any(|m| !m.is_harmless()) {
+            for plan in &mut scenario.clients {
+                plan.config.quirks.distrusts_paths = true;
+            }
+        }
+    }
+
+    fn meddling(&mut self) -> Meddling {
+        let mut meddling = Meddling::default();
+        match self.below(7) {
+            0 => {
+                let to = self.pick(&[Side::Client, Side::Server]);
+                meddling.strips = Some((to, self.magnitude(200) as u32 - 1));
+            }
+            1 => meddling.alters_every = self.magnitude(200) as u32,
+            2 => {
+                let lost = [
+                    SynOption::Timestamps,
+                    SynOption::Sack,
+                    SynOption::WindowScale,
+                ];
+                meddling.syn_loses = Some(self.pick(&lost));
+            }
+            3 => meddling.shifts = true,
+            4 => meddling.cuts_at = 200 + self.below(1300),
+            _ => {
+                meddling.cuts_at = 200 + self.below(1300);
+                meddling.repeats_options = true;
+                meddling.shifts = self.one_in(2);
+            }
+        }
+        meddling
     }
 
     fn patience(&mut self, usual: Patience) -> Patience {

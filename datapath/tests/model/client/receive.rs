@@ -121,7 +121,13 @@ impl Client {
                     ..
                 }) = options.mptcp.join
                 else {
-                    panic!("a join was answered without MP_JOIN: {options:?}");
+                    assert!(
+                        self.config.quirks.distrusts_paths,
+                        "a join was answered without MP_JOIN: {options:?}"
+                    );
+                    // RFC 8684 §3.2: then it is closed with a RST.
+                    self.break_off(i, None);
+                    return;
                 };
                 // RFC 8684 §3.2: the server proves itself with the keys in its own order.
                 let proof = join_hmac(self.server_key, self.key, theirs, nonce);
@@ -242,7 +248,7 @@ impl Client {
         if self.mode == Mode::Tcp {
             self.on_plain_ack(ack, window, options);
         } else {
-            self.on_data_options(now, i, options, window);
+            self.on_data_options(now, i, options, window, progress && ack > 1);
         }
         self.beyond_window += beyond as u64;
         self.on_payload(i, at, payload, fin);
@@ -261,13 +267,23 @@ impl Client {
         self.infinite_mappings += u64::from(mapping.is_some_and(|m| m.len == 0));
     }
 
-    fn on_data_options(&mut self, now: Instant, i: usize, options: &TcpOptions, window: u64) {
+    fn on_data_options(
+        &mut self,
+        now: Instant,
+        i: usize,
+        options: &TcpOptions,
+        window: u64,
+        acknowledges: bool,
+    ) {
         let Some(dss) = options.mptcp.dss else {
-            assert_ne!(
-                self.subflows[i].state,
-                State::JoinWait,
+            assert!(
+                self.subflows[i].state != State::JoinWait || self.config.quirks.distrusts_paths,
                 "the fourth ACK has no DATA_ACK"
             );
+            if acknowledges && self.config.quirks.distrusts_paths {
+                // RFC 8684 §3.7: an ACK for data without a DATA_ACK: the path swallows options.
+                self.break_off(i, None);
+            }
             return;
         };
         self.confirmed = true;
@@ -286,17 +302,21 @@ impl Client {
                 "acknowledges {una} of the stream, we sent {end}"
             );
             if una > self.data_una {
-                self.data_una = una;
+                (self.data_una, self.stalls) = (una, 0);
                 self.data_timer = (una < self.data_nxt).then(|| now + DATA_RTO);
                 self.prune();
             }
             self.peer_edge = self.peer_edge.max(una + window);
         }
         let Some(mapping) = dss.mapping else { return };
-        assert_ne!(
-            mapping.len, 0,
-            "an infinite mapping where nothing was wrong"
-        );
+        if mapping.len == 0 {
+            assert!(
+                self.config.quirks.distrusts_paths,
+                "an infinite mapping where nothing was wrong"
+            );
+            self.break_off(i, None);
+            return;
+        }
         self.server_uses_eight_octets = matches!(mapping.dsn, DsnWidth::Eight(_));
         let idsn = token_and_idsn(self.server_key).1;
         let offset = offset(mapping.dsn, idsn, self.rx.len() as u64);
@@ -325,7 +345,7 @@ impl Client {
         if data_len == 0 {
             // RFC 8684 §3.3.3: a DATA_FIN alone maps nothing: subflow sequence number 0, length 1.
             assert_eq!(new.at, 0, "a DATA_FIN alone is mapped");
-            self.check_checksum(&new);
+            assert!(self.adds_up(&new), "DSS checksum of {new:?}");
             return;
         }
         let s = &mut self.subflows[i];
@@ -347,21 +367,19 @@ impl Client {
         }
     }
 
-    fn check_checksum(&self, m: &Mapping) {
+    /// Whether a mapping's checksum, if it has one, is right.
+    fn adds_up(&self, m: &Mapping) -> bool {
         let Some((checksum, data)) = &m.checksum else {
-            return;
+            return true;
         };
         let dsn = token_and_idsn(self.server_key).1.wrapping_add(1 + m.offset);
         let len = (m.len + u64::from(m.data_fin)) as u16;
-        assert_eq!(
-            *checksum,
-            dss_checksum(dsn, m.at as u32, len, data),
-            "DSS checksum of {m:?}"
-        );
+        *checksum == dss_checksum(dsn, m.at as u32, len, data)
     }
 
     fn on_payload(&mut self, i: usize, at: u64, payload: &[u8], fin: bool) {
-        let (start, ready) = self.subflows[i].on_payload(at, payload, fin);
+        let distrusts = self.config.quirks.distrusts_paths;
+        let (start, ready) = self.subflows[i].on_payload(at, payload, fin, distrusts);
         if self.mode == Mode::Tcp {
             if let Some(fin) = self.subflows[i].peer_fin {
                 self.rx_fin = Some(fin - 1);
@@ -377,21 +395,39 @@ impl Client {
                 .iter_mut()
                 .find(|m| (m.at..m.at + m.len).contains(&at))
             else {
-                panic!("no mapping for octet {at} of subflow {i}: {:?}", s.mappings);
+                assert!(
+                    distrusts,
+                    "no mapping for octet {at} of subflow {i}: {:?}",
+                    s.mappings
+                );
+                self.break_off(i, None);
+                return;
             };
             let n = ((m.at + m.len - at) as usize).min(ready.len());
+            let complete = at + n as u64 == m.at + m.len;
             let offset = m.offset + (at - m.at);
             if let Some((_, data)) = &mut m.checksum {
                 data.extend_from_slice(&ready[..n]);
             }
-            let complete = (at + n as u64 == m.at + m.len).then(|| m.clone());
-            if let Some(m) = complete {
-                self.check_checksum(&m);
+            // RFC 8684 §3.3.1: with a checksum nothing counts before all of the mapping is there.
+            let checked = m.checksum.is_some();
+            let whole = complete.then(|| m.clone());
+            if let Some(m) = whole {
+                if !self.adds_up(&m) {
+                    assert!(distrusts, "DSS checksum of {m:?}");
+                    self.break_off(i, Some(m.offset));
+                    return;
+                }
                 self.subflows[i]
                     .mappings
                     .retain(|other| other.at + other.len > m.at + m.len);
+                if let Some((_, data)) = &m.checksum {
+                    self.on_data(m.offset, data);
+                }
             }
-            self.on_data(offset, &ready[..n]);
+            if !checked {
+                self.on_data(offset, &ready[..n]);
+            }
             at += n as u64;
             ready = &ready[n..];
         }

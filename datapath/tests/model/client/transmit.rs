@@ -420,6 +420,15 @@ impl Client {
                 receiver_key: self.server_key,
             });
         }
+        let s = &self.subflows[i];
+        if self.mode == Mode::Multipath && s.gave_up && !fastclose {
+            // RFC 8684 §3.6: middlebox interference.
+            options.mptcp.tcprst = Some(MpTcprst {
+                transient: false,
+                reason: 6,
+            });
+            options.mptcp.fail = s.fail_dsn.map(|dsn| MpFail { dsn });
+        }
         self.carry_again(i);
         let at = self.subflows[i].snd_nxt;
         self.emit(i, TcpFlags::RST | TcpFlags::ACK, at, options, &[])

@@ -18,6 +18,8 @@ pub struct Edges {
 /// What the server knows of a loss on one subflow, as offsets in its stream there.
 #[derive(Debug, Default)]
 pub struct Repair {
+    /// Somebody cuts its segments: a part of one tells it nothing.
+    cut: bool,
     sent_to: u64,
     longest: u64,
     /// The end of what it sent more than once.
@@ -55,6 +57,9 @@ impl Client {
         let seq = unwrap(s.iss, s.snd_una, header.seq.0);
         let tsval = header.options.timestamps.map_or(0, |t| t.tsval);
         let repair = &mut s.repair;
+        if repair.cut {
+            return;
+        }
         // RFC 9293 §3.10.7.4: from outside its window nothing is taken in, not even the ACK.
         let end = seq + segment.segment_len() as u64;
         if seq > repair.edge || end < repair.expects {
@@ -98,7 +103,7 @@ impl Client {
     }
 
     /// The server sends this now. Whether it arrives is another matter.
-    pub fn on_departure(&mut self, number: u64, segment: &Segment<'_>) {
+    pub fn on_departure(&mut self, number: u64, segment: &Segment<'_>, cut: bool) {
         let header = &segment.tcp;
         let to = SocketAddr::new(segment.dst, header.dst_port);
         let from = SocketAddr::new(segment.src, header.src_port);
@@ -124,6 +129,7 @@ impl Client {
         let window = u64::from(header.window) << s.peer_scale;
         s.repair.expects = s.repair.expects.max(ack);
         s.repair.edge = s.repair.edge.max(ack + window);
+        s.repair.cut |= cut;
         if segment.segment_len() > 0 {
             s.repair.on_departure(
                 unwrap(s.irs, s.rcv_nxt, header.seq.0),
@@ -167,11 +173,12 @@ impl Repair {
     }
 }
 
-/// RFC 8684 §3.3.4: not by one octet, whatever the scale.
+/// RFC 8684 §3.3.4: not by one octet, whatever the scale. Only a field that is full says less than is
+/// meant: on a subflow without scaling, of a connection with others that have it.
 fn advance(edge: &mut u64, to: u64, header: &TcpHeader) {
     assert!(
-        to >= *edge,
+        to >= *edge || header.window == u16::MAX,
         "the window's edge goes back from {edge} to {to}: {header:?}"
     );
-    *edge = to;
+    *edge = to.max(*edge);
 }
