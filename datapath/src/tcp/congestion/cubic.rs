@@ -66,7 +66,7 @@ impl Cubic {
     fn slow_start(&mut self, ack: &Ack<'_>) {
         let window = &mut self.window;
         let growth_bytes = if window.ssthresh.is_infinite() {
-            self.hystart.on_ack(ack, self.mss)
+            self.hystart.on_ack(ack)
         } else {
             Some(ack.acked_bytes.min(2 * self.mss))
         };

@@ -12,8 +12,6 @@ const MIN_RTT_DIVISOR: u32 = 8;
 const N_RTT_SAMPLE: u32 = 8;
 const CSS_GROWTH_DIVISOR: usize = 4;
 const CSS_ROUNDS: u32 = 5;
-/// Segments that one acknowledgment may count for.
-const L: usize = 8;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct HyStart {
@@ -36,7 +34,7 @@ struct Conservative {
 impl HyStart {
     /// By how many octets the window grows for this acknowledgment; `None`: slow start is over.
     // RFC 9406 §4.2.
-    pub(super) fn on_ack(&mut self, ack: &Ack<'_>, mss: usize) -> Option<usize> {
+    pub(super) fn on_ack(&mut self, ack: &Ack<'_>) -> Option<usize> {
         if let Some(rtt) = ack.rtt {
             self.round_rtt = Some(self.round_rtt.map_or(rtt, |shortest| shortest.min(rtt)));
             self.samples += 1;
@@ -60,7 +58,8 @@ impl HyStart {
             }
             None => self.round_end = Some(ack.snd_nxt),
         }
-        let growth = ack.acked_bytes.min(L * mss);
+        // RFC 9406 §4.3: without the limit L, as the sender paces what an acknowledgment releases.
+        let growth = ack.acked_bytes;
         Some(match self.conservative {
             Some(_) => growth / CSS_GROWTH_DIVISOR,
             None => growth,
@@ -108,7 +107,7 @@ mod tests {
                     min_rtt: None,
                     siblings: &[],
                 };
-                hystart.on_ack(&ack, MSS)
+                hystart.on_ack(&ack)
             })
             .collect()
     }
@@ -156,7 +155,7 @@ mod tests {
         for n in 1..=N_RTT_SAMPLE {
             let ack = Ack {
                 now: Instant::ZERO,
-                acked_bytes: 8 * L * MSS,
+                acked_bytes: 16 * MSS,
                 snd_una: begin,
                 snd_nxt: next,
                 rtt: Some(Duration::from_secs(1)),
@@ -164,12 +163,8 @@ mod tests {
                 min_rtt: None,
                 siblings: &[],
             };
-            let growth = if n < N_RTT_SAMPLE {
-                L * MSS
-            } else {
-                L * MSS / 4
-            };
-            assert_eq!(hystart.on_ack(&ack, MSS), Some(growth));
+            let growth = if n < N_RTT_SAMPLE { 16 * MSS } else { 4 * MSS };
+            assert_eq!(hystart.on_ack(&ack), Some(growth));
         }
     }
 }

@@ -39,7 +39,7 @@ enum Recovery {
 /// A reduction of the window that may yet turn out to have had no reason.
 #[derive(Clone, Copy, Debug)]
 struct Episode {
-    /// Segments sent again whose duplicates the peer has not reported.
+    /// Octets sent again whose duplicates the peer has not reported.
     retransmitted: usize,
     /// No acknowledgment has moved forward since it began.
     undecided: bool,
@@ -537,7 +537,7 @@ impl<M: Copy> Sender<M> {
         if probe {
             self.tail_probe.on_sent(self.snd_nxt, true);
         } else if let Some(episode) = &mut self.episode {
-            episode.retransmitted += 1;
+            episode.retransmitted += space;
         }
         self.after_sent(now, space, probe || at == 0 || self.rto_at.is_none());
     }
@@ -807,10 +807,13 @@ impl<M: Copy> Sender<M> {
         {
             return true;
         }
-        // RFC 3708 §3: every segment that was sent again came twice.
-        let of_probe = dsack.is_some_and(|block| self.tail_probe.repeated(block));
-        if dsack.is_some() && !of_probe {
-            episode.retransmitted -= 1;
+        // RFC 3708 §3: all that was sent again came twice, whole: a box may have cut a segment of which
+        // one part never arrives.
+        if let Some((left, right)) = dsack
+            && !self.tail_probe.repeated((left, right))
+        {
+            let reported = right.distance(left.min(right));
+            episode.retransmitted = episode.retransmitted.saturating_sub(reported);
             return episode.retransmitted == 0;
         }
         false

@@ -205,8 +205,8 @@ fn timeout_takes_all_but_sacked_for_lost_and_backs_off() {
     tx.on_sent(Instant::from_millis(999), MSS, false, ());
     tx.on_timeout(Instant::from_millis(1000));
     assert_eq!(tx.cc.cwnd(), MSS);
-    // Twice the minimum: what was SACKed measured 10 ms.
-    assert_eq!(tx.rto_at, Some(Instant::from_millis(1400)));
+    // Twice 200 ms above the round trip: what was SACKed measured 10 ms.
+    assert_eq!(tx.rto_at, Some(Instant::from_millis(1420)));
     assert_eq!(tx.board.lost_segments, 3, "not what left a moment ago");
     assert_eq!(resend(&mut tx, 1000), [0]);
     let measured = tx.rtt.rttvar();
@@ -295,6 +295,27 @@ fn a_recovery_is_undone_when_all_it_sent_came_twice() {
     assert_eq!(tx.cc.cwnd(), before);
     // Not a second time.
     assert!(!ack_at(&mut tx, 22, 10, &[(1, 2)]).undone);
+}
+
+// A box has cut the segment, and of its parts only the second ever arrives.
+#[test]
+fn a_duplicate_of_a_part_undoes_nothing() {
+    let mut tx = sender(true, 4);
+    ack(&mut tx, 3, &[]);
+    for round in 1..5 {
+        let now_ms = 1000 * round;
+        tx.on_timeout(Instant::from_millis(now_ms));
+        resend(&mut tx, now_ms);
+        let mut part = SackBlocks::default();
+        part.push(at(&tx, 3) + 700, at(&tx, 4));
+        part.push(at(&tx, 3) + 700, at(&tx, 4));
+        let now = Instant::from_millis(now_ms + 10);
+        assert!(
+            !tx.on_ack(now, at(&tx, 3), &part, true, |_| false, |_| {})
+                .undone
+        );
+        assert_eq!(tx.rtt.backoff(), round as u32);
+    }
 }
 
 #[test]
@@ -618,7 +639,7 @@ fn a_window_that_was_idle_for_a_timeout_starts_again() {
     ack(&mut tx, 10, &[]);
     let grown = tx.cc.cwnd();
     assert!(grown > 10 * MSS);
-    for (idle_ms, kept) in [(200, true), (201, false)] {
+    for (idle_ms, kept) in [(210, true), (211, false)] {
         let sent_at = tx.last_sent_at.as_millis() + idle_ms;
         tx.on_sent(Instant::from_millis(sent_at), MSS, false, ());
         assert_eq!(tx.cc.cwnd() == grown, kept);
