@@ -1,7 +1,8 @@
 //! The configuration: TOML as written (`Raw*`) is parsed into a [`Config`] whose values are all in
 //! range, or into one line that says file, line, key, what is wrong and what to do.
 
-use mpx_datapath::engine::Patience;
+use ipnet::IpNet;
+use mpx_datapath::engine::{AddressPolicy, Announce, JoinRule, Patience};
 use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_ebpf::{INTERFACES_MAX, OWNER_BITS_DEFAULT};
 use serde::Deserialize;
@@ -45,6 +46,7 @@ pub(crate) struct Service {
     /// Ask for DSS checksums (RFC 8684 §3.1, flag A).
     pub(crate) checksum: bool,
     pub(crate) joins: Joins,
+    pub(crate) addresses: AddressPolicy,
     pub(crate) congestion: Algorithm,
     /// Agree to ECN where a client asks for it (RFC 3168).
     pub(crate) ecn: bool,
@@ -249,6 +251,12 @@ struct RawService {
     app: Spanned<RawApp>,
     checksum: Option<bool>,
     joins: Option<Spanned<String>>,
+    max_subflows: Option<Spanned<u64>>,
+    deny_join_initial: Option<bool>,
+    #[serde(default)]
+    announce: Vec<Spanned<RawAnnounce>>,
+    #[serde(default)]
+    join_rule: Vec<Spanned<RawJoinRule>>,
     proxy_protocol: Option<Spanned<String>>,
     keepalive_ms: Option<Spanned<u64>>,
     congestion: Option<Spanned<String>>,
@@ -258,6 +266,25 @@ struct RawService {
     persist_interval_max_ms: Option<Spanned<u64>>,
     persist_probes: Option<Spanned<u64>>,
     user_timeout_ms: Option<Spanned<u64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+struct RawAnnounce {
+    address: Spanned<String>,
+    port: Option<Spanned<u64>>,
+    id: Option<Spanned<u64>>,
+    local: Option<Spanned<String>>,
+    clients: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table")]
+struct RawJoinRule {
+    from: Option<Spanned<String>>,
+    to: Option<Spanned<String>>,
+    accept: Option<bool>,
+    backup: Option<bool>,
 }
 
 /// The keys of all kinds: which of them go together is checked with the line at hand.
@@ -338,6 +365,23 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("connect_timeout_ms", "connect_timeout_ms = 3000"),
     ("checksum", "checksum = true"),
     ("joins", "joins = \"any-port\" or \"service-ports\""),
+    ("deny_join_initial", "deny_join_initial = false"),
+    (
+        "announce",
+        "[[service.announce]] with address = \"192.0.2.2\"",
+    ),
+    (
+        "join_rule",
+        "[[service.join_rule]] with from, to, accept or backup",
+    ),
+    ("address", "address = \"192.0.2.2\""),
+    ("port", "port = 443"),
+    ("local", "local = \"10.0.0.2:443\""),
+    ("clients", "clients = \"198.51.100.0/24\""),
+    ("from", "from = \"198.51.100.0/24\""),
+    ("to", "to = \"192.0.2.0/24\""),
+    ("accept", "accept = false"),
+    ("backup", "backup = true"),
     ("proxy_protocol", "proxy_protocol = \"none\" or \"v2\""),
     ("keepalive_ms", "keepalive_ms = 7200000, or 0 for never"),
     ("congestion", "congestion = \"cubic\" or \"reno\""),
@@ -365,6 +409,9 @@ const EXAMPLES: &[(&str, &str)] = &[
     ),
     ("max_resets_per_s", "max_resets_per_s = 10000"),
 ];
+
+/// Of one connection.
+const SUBFLOWS_MAX: u64 = 64;
 
 /// The text under parse, to turn byte offsets into lines.
 struct Source<'a> {
@@ -528,10 +575,146 @@ impl Source<'_> {
             app: self.app(raw)?,
             checksum: raw.checksum.unwrap_or(true),
             joins,
+            addresses: self.addresses(raw)?,
             patience: self.patience(raw)?,
             congestion,
             ecn: raw.ecn.unwrap_or(true),
         })
+    }
+
+    fn addresses(&self, raw: &RawService) -> Result<AddressPolicy, ConfigError> {
+        let mut announce: Vec<Announce> = Vec::new();
+        for (place, value) in raw.announce.iter().enumerate() {
+            let this = self.announce(value.get_ref(), place as u64 + 1)?;
+            if announce.iter().any(|other| other.id == this.id) {
+                let at = match &value.get_ref().id {
+                    Some(id) => id.span(),
+                    None => value.get_ref().address.span(),
+                };
+                return Err(ConfigError {
+                    file: self.file.to_owned(),
+                    line: Some(self.line(at.start)),
+                    key: "service.announce.id".into(),
+                    what: format!(
+                        "{} is another address's; give each an id of its own from 1 to 255",
+                        this.id
+                    ),
+                });
+            }
+            announce.push(this);
+        }
+        let join_rules = raw.join_rule.iter().map(|value| {
+            let rule = value.get_ref();
+            if rule.from.is_none()
+                && rule.to.is_none()
+                && rule.accept.is_none()
+                && rule.backup.is_none()
+            {
+                return Err(self.error(
+                    value,
+                    "service.join_rule",
+                    "says nothing; give it from, to, accept or backup, or remove it",
+                ));
+            }
+            let (accept, backup) = (rule.accept.unwrap_or(true), rule.backup.unwrap_or(false));
+            if backup && !accept {
+                return Err(self.error(
+                    value,
+                    "service.join_rule",
+                    "what is not accepted is no backup; remove accept = false or backup = true",
+                ));
+            }
+            Ok(JoinRule {
+                from: self.network("service.join_rule.from", rule.from.as_ref())?,
+                to: self.network("service.join_rule.to", rule.to.as_ref())?,
+                accept,
+                backup,
+            })
+        });
+        let subflows_max = raw.max_subflows.as_ref();
+        let subflows_max = subflows_max
+            .map(|value| self.number("service.max_subflows", Some(value), 0, 1..=SUBFLOWS_MAX))
+            .transpose()?;
+        Ok(AddressPolicy {
+            announce,
+            join_rules: join_rules.collect::<Result<_, _>>()?,
+            deny_join_initial: raw.deny_join_initial.unwrap_or(false),
+            subflows_max: subflows_max.map(|subflows| subflows as usize),
+        })
+    }
+
+    fn announce(&self, raw: &RawAnnounce, place: u64) -> Result<Announce, ConfigError> {
+        const KEY: &str = "service.announce.address";
+        let text = &raw.address;
+        let address: IpAddr = text.get_ref().parse().map_err(|_| {
+            self.error(
+                text,
+                KEY,
+                format!(
+                    "{:?} is not an address; write it like \"192.0.2.2\" and the port, if it is \
+                     another one, as port = 443",
+                    text.get_ref()
+                ),
+            )
+        })?;
+        if address.is_unspecified() {
+            return Err(self.error(
+                text,
+                KEY,
+                format!("{address} is no address to connect to; name one"),
+            ));
+        }
+        if let Some(what) = not_servable(SocketAddr::new(address, 0)) {
+            return Err(self.error(text, KEY, format!("{address} {what}")));
+        }
+        let port = raw.port.as_ref().map(|value| {
+            self.number(
+                "service.announce.port",
+                Some(value),
+                0,
+                1..=u64::from(u16::MAX),
+            )
+        });
+        let id = self.number("service.announce.id", raw.id.as_ref(), place, 1..=255)?;
+        let local = raw.local.as_ref();
+        let local = local.map(|text| self.address("service.announce.local", text));
+        Ok(Announce {
+            id: id as u8,
+            address,
+            port: port.transpose()?.map(|port| port as u16),
+            local: local.transpose()?,
+            clients: self.network("service.announce.clients", raw.clients.as_ref())?,
+        })
+    }
+
+    fn network(
+        &self,
+        key: &str,
+        text: Option<&Spanned<String>>,
+    ) -> Result<Option<IpNet>, ConfigError> {
+        let Some(text) = text else { return Ok(None) };
+        let network = text.get_ref().parse::<IpNet>().map_err(|_| {
+            self.error(
+                text,
+                key,
+                format!(
+                    "{:?} is not ADDRESS/LENGTH; write it like \"198.51.100.0/24\" or \
+                     \"2001:db8::/32\"",
+                    text.get_ref()
+                ),
+            )
+        })?;
+        if network.trunc() != network {
+            return Err(self.error(
+                text,
+                key,
+                format!(
+                    "{network} names a host; the network is \"{}\"",
+                    network.trunc()
+                ),
+            ));
+        }
+        Ok(Some(network))
     }
 
     fn patience(&self, raw: &RawService) -> Result<Patience, ConfigError> {
@@ -740,7 +923,12 @@ impl Source<'_> {
                 65_536,
                 1..=1 << 24,
             )?,
-            max_subflows: number("limits.max_subflows", &raw.max_subflows, 8, 1..=64)?,
+            max_subflows: number(
+                "limits.max_subflows",
+                &raw.max_subflows,
+                8,
+                1..=SUBFLOWS_MAX,
+            )?,
             max_half_open: number(
                 "limits.max_half_open",
                 &raw.max_half_open,
@@ -992,6 +1180,7 @@ app = { kind = "proxy", backends = ["127.0.0.1:8080"] }
         let web = &config.services[0];
         assert!(web.checksum);
         assert_eq!(web.joins, Joins::AnyPort);
+        assert_eq!(web.addresses, AddressPolicy::default());
         assert_eq!(web.congestion, Algorithm::Cubic);
         assert!(web.ecn);
         assert_eq!(web.patience, Patience::default());
@@ -1029,6 +1218,8 @@ name = "web"
 listen = ["0.0.0.0:80", "10.9.1.2:80"]
 checksum = false
 joins = "service-ports"
+max_subflows = 32
+deny_join_initial = true
 proxy_protocol = "v2"
 congestion = "reno"
 ecn = false
@@ -1042,6 +1233,20 @@ user_timeout_ms = 5000
 kind = "proxy"
 backends = ["127.0.0.1:1", "[::1]:2"]
 connect_timeout_ms = 250
+[[service.announce]]
+address = "192.0.2.2"
+[[service.announce]]
+address = "2001:db8::2"
+port = 443
+id = 7
+local = "[fd00::2]:443"
+clients = "2001:db8::/32"
+[[service.join_rule]]
+from = "10.0.0.0/8"
+to = "192.0.2.2/32"
+backup = true
+[[service.join_rule]]
+accept = false
 [[service]]
 name = "echo"
 listen = ["[::]:7"]
@@ -1069,6 +1274,42 @@ app = { kind = "echo" }
         assert!(proxy.proxy_protocol);
         assert_eq!(proxy.connect_timeout, Duration::from_millis(250));
         assert_eq!(config.services[0].joins, Joins::ServicePorts);
+        let net = |text: &str| text.parse::<IpNet>().ok();
+        let addresses = AddressPolicy {
+            announce: vec![
+                Announce {
+                    id: 1,
+                    address: "192.0.2.2".parse().unwrap(),
+                    port: None,
+                    local: None,
+                    clients: None,
+                },
+                Announce {
+                    id: 7,
+                    address: "2001:db8::2".parse().unwrap(),
+                    port: Some(443),
+                    local: "[fd00::2]:443".parse().ok(),
+                    clients: net("2001:db8::/32"),
+                },
+            ],
+            join_rules: vec![
+                JoinRule {
+                    from: net("10.0.0.0/8"),
+                    to: net("192.0.2.2/32"),
+                    accept: true,
+                    backup: true,
+                },
+                JoinRule {
+                    from: None,
+                    to: None,
+                    accept: false,
+                    backup: false,
+                },
+            ],
+            deny_join_initial: true,
+            subflows_max: Some(32),
+        };
+        assert_eq!(config.services[0].addresses, addresses);
         assert_eq!(config.services[0].congestion, Algorithm::Reno);
         assert!(!config.services[0].ecn);
         assert!(!config.services[0].checksum);
@@ -1230,6 +1471,47 @@ app = { kind = "echo" }
                 "app = { kind = \"echo\" }\nuser_timeout_ms = 999",
                 "m.toml:12: service.user_timeout_ms: 999 is too short; \
                  choose 0 for none or from 1000 to 86400000",
+            ),
+            (
+                web,
+                "app = { kind = \"echo\" }\n[[service.announce]]\naddress = \"192.0.2.2:80\"",
+                "m.toml:13: service.announce.address: \"192.0.2.2:80\" is not an address; write it \
+                 like \"192.0.2.2\" and the port, if it is another one, as port = 443",
+            ),
+            (
+                web,
+                "app = { kind = \"echo\" }\n[[service.announce]]\naddress = \"224.0.0.1\"",
+                "m.toml:13: service.announce.address: 224.0.0.1 is no unicast address; name one",
+            ),
+            (
+                web,
+                "app = { kind = \"echo\" }\n[[service.announce]]\naddress = \"192.0.2.2\"\nid = 2\n\
+                 [[service.announce]]\naddress = \"192.0.2.3\"",
+                "m.toml:16: service.announce.id: 2 is another address's; \
+                 give each an id of its own from 1 to 255",
+            ),
+            (
+                web,
+                "app = { kind = \"echo\" }\n[[service.announce]]\naddress = \"192.0.2.2\"\nid = 0",
+                "m.toml:14: service.announce.id: 0 is out of range; choose from 1 to 255",
+            ),
+            (
+                web,
+                "app = { kind = \"echo\" }\n[[service.join_rule]]\nfrom = \"10.0.0.1\"",
+                "m.toml:13: service.join_rule.from: \"10.0.0.1\" is not ADDRESS/LENGTH; \
+                 write it like \"198.51.100.0/24\" or \"2001:db8::/32\"",
+            ),
+            (
+                web,
+                "app = { kind = \"echo\" }\n[[service.join_rule]]\nto = \"10.0.0.1/8\"",
+                "m.toml:13: service.join_rule.to: 10.0.0.1/8 names a host; \
+                 the network is \"10.0.0.0/8\"",
+            ),
+            (
+                web,
+                "app = { kind = \"echo\" }\n[[service.join_rule]]\naccept = false\nbackup = true",
+                "m.toml:12: service.join_rule: what is not accepted is no backup; \
+                 remove accept = false or backup = true",
             ),
             (
                 web,

@@ -251,6 +251,7 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
                 Joins::AnyPort => JoinPolicy::AnyPort,
                 Joins::ServicePorts => JoinPolicy::ServicePorts,
             },
+            addresses: service.addresses.clone(),
             congestion: service.congestion,
             ecn: service.ecn,
             patience: service.patience,

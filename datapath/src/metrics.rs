@@ -142,6 +142,9 @@ counters! {
     mp_join_syn_rx => "MPJoinSynRx",
     mp_join_syn_ack_tx => "MPJoinSynAckTx",
     mp_join_ack_rx => "MPJoinAckRx",
+    /// Joins to another port than the initial subflow's.
+    mp_join_port_syn_rx => "MPJoinPortSynRx",
+    mp_join_port_ack_rx => "MPJoinPortAckRx",
     mp_join_ack_hmac_failure => "MPJoinAckHMacFailure",
     mp_join_ack_missing => "MPJoinAckMissing",
     /// A join refused by policy, limit or the state of its connection.
@@ -168,8 +171,24 @@ counters! {
     infinite_map_rx => "InfiniteMapRx",
     reinjected_segments => "ReinjectedSegments",
     data_timeouts => "DataTimeouts",
+    /// ADD_ADDR and its echoes, and how many of either had a port.
     add_addr => "AddAddr",
+    echo_add => "EchoAdd",
+    port_add => "PortAdd",
+    /// Not kept: of no use, too many, or with the ID of another address.
+    add_addr_drop => "AddAddrDrop",
+    add_addr_hmac_failure => "AddAddrHMacFailure",
+    add_addr_tx => "AddAddrTx",
+    echo_add_tx => "EchoAddTx",
+    echo_add_tx_drop => "EchoAddTxDrop",
+    /// Announcements that were repeated as often as they may be and never echoed.
+    add_addr_unechoed => "AddAddrUnechoed",
+    /// Address IDs that peers removed.
     rm_addr => "RmAddr",
+    rm_addr_tx => "RmAddrTx",
+    /// Subflows that no longer answered after that.
+    rm_subflow => "RmSubflow",
+    mp_prio_tx => "MPPrioTx",
     mp_prio_rx => "MPPrioRx",
     mp_fail_tx => "MPFailTx",
     mp_fail_rx => "MPFailRx",

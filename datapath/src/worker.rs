@@ -269,7 +269,9 @@ mod tests {
     use super::*;
     use crate::app::App;
     use crate::app::builtin::Echo;
-    use crate::engine::{EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig};
+    use crate::engine::{
+        AddressPolicy, EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig,
+    };
     use crate::port::memory::{MemoryConfig, MemoryPort};
     use crate::rand::ChaChaEntropy;
     use crate::seq::TcpSeq;
@@ -284,6 +286,7 @@ mod tests {
             listen: vec!["10.0.0.2:7".parse().expect("an address")],
             checksum: true,
             joins: JoinPolicy::AnyPort,
+            addresses: AddressPolicy::default(),
             patience: Patience::default(),
             congestion: Algorithm::default(),
             ecn: true,

@@ -7,7 +7,8 @@ mod model;
 use super::*;
 use model::client::{Client, ClientConfig};
 use mpx_datapath::engine::{
-    Buffers, Engine, EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig,
+    AddressPolicy, Buffers, Engine, EngineConfig, InterfaceConfig, JoinPolicy, Patience,
+    ServiceConfig,
 };
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
@@ -46,6 +47,7 @@ impl Rig {
             listen: vec![server],
             checksum: true,
             joins: JoinPolicy::AnyPort,
+            addresses: AddressPolicy::default(),
             congestion: Algorithm::default(),
             ecn: true,
             patience: Patience {

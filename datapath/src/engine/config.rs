@@ -1,5 +1,6 @@
 //! What an engine is told at start.
 
+use super::policy::AddressPolicy;
 use crate::mptcp::connection::Buffers;
 use crate::tcp::congestion::Algorithm;
 use crate::time::Duration;
@@ -92,6 +93,7 @@ pub struct ServiceConfig {
     /// Ask for DSS checksums (RFC 8684 §3.1: A SHOULD be 1). They are used if either side asks.
     pub checksum: bool,
     pub joins: JoinPolicy,
+    pub addresses: AddressPolicy,
     pub patience: Patience,
     pub congestion: Algorithm,
     /// Agree to explicit congestion notification where the client asks for it (RFC 3168).

@@ -9,6 +9,7 @@ use crate::mptcp::close::{RST_MPTCP_SPECIFIC, RST_NO_RESOURCES, RST_PROHIBITED};
 use crate::mptcp::connection::{Connection, Settings};
 use crate::mptcp::data::{WINDOW_SHIFT_MAX, window_shift};
 use crate::mptcp::path_mtu::headers_len;
+use crate::mptcp::signal::SignalRow;
 use crate::mptcp::{Handshake, Mode, Subflow};
 use crate::port::IfaceId;
 use crate::seq::{DataSeq, TcpSeq};
@@ -116,9 +117,13 @@ impl Engine {
             index: vacant as u32,
             generation: self.next_generation,
         };
+        let policy = &self.services[service].config.addresses;
         let settings = Settings {
             buffers: self.config.buffers,
-            subflows_max: self.config.subflows_per_connection_max,
+            subflows_max: policy
+                .subflows_max
+                .unwrap_or(self.config.subflows_per_connection_max),
+            deny_join_initial: policy.deny_join_initial,
             fin_hold: self.config.fin_hold,
             fin_timeout: self.config.fin_timeout,
             retries_max: self.config.retries_max,
@@ -135,6 +140,9 @@ impl Engine {
             connection.local_idsn = DataSeq(idsn);
             // RFC 8684 §3.1: checksums are used if either side asks for them.
             connection.checksum = asks_checksum || capable.flags & MpCapable::FLAG_CHECKSUM != 0;
+            for address in policy.announced_to(remote.ip(), local) {
+                connection.announce_address(address);
+            }
             self.tokens.insert(token, id.index);
         }
         let iss = self.initial_sequence(now, segment, last_used);
@@ -182,17 +190,23 @@ impl Engine {
         };
         let connection = &self.connections[index];
         let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
-        let policy = self.services[connection.service].config.joins;
+        let other_port = local.port() != connection.local_addr.port();
+        self.metrics.mp_join_port_syn_rx += u64::from(other_port);
+        let service = &self.services[connection.service].config;
+        let rule = service.addresses.join_rule(segment.src, local.ip());
         let listens = |wanted: &dyn Fn(&SocketAddr) -> bool| {
             self.services
                 .iter()
                 .any(|s| s.config.listen.iter().any(wanted))
         };
-        let allowed = match policy {
+        let listens = match service.joins {
             JoinPolicy::AnyPort => listens(&|l| l.ip() == local.ip()),
             JoinPolicy::ServicePorts => listens(&|l| *l == local),
         };
-        if !allowed {
+        let known = listens || connection.addresses.is_announced(local);
+        // RFC 8684 §3.1: C was said to bar the initial address and port.
+        let barred = connection.settings.deny_join_initial && local == connection.local_addr;
+        if !known || barred || !rule.accept {
             self.metrics.mp_join_rejected += 1;
             self.refuse_join(now, iface, segment, RST_PROHIBITED, false);
             return;
@@ -215,18 +229,27 @@ impl Engine {
             self.refuse_join(now, iface, segment, RST_NO_RESOURCES, true);
             return;
         }
+        let connection = &mut self.connections[index];
+        let initial = connection.local_addr.ip();
+        let Some(local_id) = connection.addresses.local_id(local, initial) else {
+            self.metrics.mp_join_rejected += 1;
+            self.refuse_join(now, iface, segment, RST_NO_RESOURCES, true);
+            return;
+        };
+        let service = connection.service;
         let handshake = Handshake::Join {
             local_nonce: self.entropy.next_u32(),
             remote_nonce: nonce,
         };
-        let service = connection.service;
         let iss = self.initial_sequence(now, segment, last_used);
         let mut subflow = self.new_subflow(now, iface, segment, service, handshake, iss);
         let connection = &mut self.connections[index];
         connection.set_allowance(self.memory.allowance());
-        subflow.local_id = connection.take_local_id();
+        connection.joined = true;
+        subflow.local_id = local_id;
         subflow.remote_id = address_id;
         subflow.backup = backup;
+        subflow.local_backup = rule.backup;
         let subflow = connection.add_subflow(subflow) as u32;
         self.flows.insert(
             key,
@@ -345,6 +368,10 @@ impl Engine {
             local_id: 0,
             remote_id: 0,
             backup: false,
+            local_backup: false,
+            prio_due: false,
+            signals: SignalRow::default(),
+            removal: None,
             mappings: VecDeque::new(),
             delivered_to: segment.tcp.seq + 1,
             staged: ByteRing::new(staging),

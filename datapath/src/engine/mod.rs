@@ -10,12 +10,14 @@ mod flow;
 mod icmp;
 mod limit;
 mod listen;
+mod policy;
 mod report;
 mod time_wait;
 
 pub use crate::mptcp::connection::Buffers;
 pub use config::{EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig};
 pub use conn::{Conn, ConnId, Conns};
+pub use policy::{AddressPolicy, Announce, JoinRule};
 pub use report::{ConnectionReport, EngineReport, MemoryReport, SubflowReport};
 
 use crate::app::{App, CloseCause};

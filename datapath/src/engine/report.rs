@@ -149,7 +149,7 @@ impl From<&Subflow> for SubflowReport {
             remote: s.remote,
             iface: s.iface.0,
             state: s.state.name(),
-            backup: s.backup,
+            backup: s.is_backup(),
             srtt_us: s.tx.rtt.srtt().map(|d| d.as_micros() as u64),
             rttvar_us: s.tx.rtt.rttvar().as_micros() as u64,
             rto_ms: s.tx.rtt.rto().as_millis() as u64,

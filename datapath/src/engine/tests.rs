@@ -69,6 +69,7 @@ fn a_coupled_algorithm_sees_every_subflow_and_others_cost_nothing() {
         listen: vec![SERVER.parse().expect("an address")],
         checksum: false,
         joins: JoinPolicy::AnyPort,
+        addresses: AddressPolicy::default(),
         congestion: Algorithm::Reno,
         ecn: false,
         patience: Patience::default(),

@@ -1,7 +1,9 @@
 //! One connection: its keys, its two directions, its subflows and its timers.
 
+use super::address::Addresses;
 use super::close::RST_PERFORMANCE;
 use super::data::{DataReceiver, DataSender};
+use super::signal::SignalRow;
 use super::subflow::{Handshake, Subflow};
 use crate::engine::{ConnId, Patience};
 use crate::memory::{Allowance, RECEIVE_RESERVE_BYTES, SEND_RESERVE_BYTES};
@@ -13,9 +15,6 @@ use crate::time::{Duration, Instant};
 use crate::wire::frame::Link;
 use slab::Slab;
 use std::net::SocketAddr;
-
-/// RFC 8684 §3.2: address id 0 is the initial subflow's.
-const FIRST_JOIN_ID: u8 = 1;
 
 /// Doublings of the time between window probes; what comes out has a ceiling of its own.
 const PERSIST_BACKOFF_MAX: u32 = 16;
@@ -38,6 +37,8 @@ pub enum Mode {
 pub struct Settings {
     pub buffers: Buffers,
     pub subflows_max: usize,
+    /// C of our MP_CAPABLE: no joins to the address and port of the initial subflow (RFC 8684 §3.1).
+    pub deny_join_initial: bool,
     /// How long subflow FINs are held for the peer's after the data level closed.
     pub fin_hold: Duration,
     /// How long FIN-WAIT-2 and an unanswered end are waited for.
@@ -127,7 +128,9 @@ pub struct Connection {
     /// The peer uses 8-octet data sequence numbers; so do we (RFC 8684 §3.3.2).
     pub eight_octets: bool,
     pub subflows: Slab<Subflow>,
-    pub next_local_id: u8,
+    /// A subflow beside the initial one was ever taken in.
+    pub joined: bool,
+    pub addresses: Addresses,
     pub rcv: DataReceiver,
     pub snd: DataSender,
     /// The subflow that data came in on last: it carries window updates.
@@ -185,7 +188,8 @@ impl Connection {
             confirmed: false,
             eight_octets: true,
             subflows: Slab::with_capacity(1),
-            next_local_id: FIRST_JOIN_ID,
+            joined: false,
+            addresses: Addresses::default(),
             rcv: DataReceiver::new(
                 settings.buffers.receive_initial_bytes,
                 settings.buffers.receive_max_bytes,
@@ -294,9 +298,13 @@ impl Connection {
 
     /// The earliest timer of all.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let own = [self.data_rto_at, self.fin_hold_at, self.give_up_at]
-            .into_iter()
-            .flatten();
+        let own = [
+            self.data_rto_at,
+            self.fin_hold_at,
+            self.give_up_at,
+            self.addresses.next_deadline(),
+        ];
+        let own = own.into_iter().flatten();
         let subflows = self.subflows.iter().flat_map(|(index, subflow)| {
             [
                 subflow.next_deadline(),
@@ -343,7 +351,17 @@ impl Connection {
             if due(self.keepalive_at(index)) {
                 self.on_keepalive(index, now, metrics);
             }
+            let Some(subflow) = self.subflows.get_mut(index) else {
+                continue;
+            };
+            if due(subflow.signals.next_deadline()) {
+                subflow.signals = SignalRow::default();
+            }
+            if due(subflow.removal.map(|removal| removal.next_at)) {
+                self.on_removal_timeout(index, now, metrics);
+            }
         }
+        metrics.add_addr_unechoed += self.addresses.on_timeout(now);
         if due(self.data_rto_at) {
             self.on_data_timeout(now, metrics);
         }
@@ -470,7 +488,7 @@ impl Connection {
         metrics.zero_window_probes += 1;
     }
 
-    fn give_up_subflow(&mut self, index: usize, metrics: &mut crate::metrics::Metrics) {
+    pub(super) fn give_up_subflow(&mut self, index: usize, metrics: &mut crate::metrics::Metrics) {
         metrics.subflow_timeouts += 1;
         self.reset_subflow(index, RST_PERFORMANCE);
         if self.subflows.iter().all(|(_, s)| s.reset.is_some()) {
@@ -485,22 +503,12 @@ impl Connection {
 
     /// No subflow but the initial one was ever taken in.
     pub fn never_joined(&self) -> bool {
-        self.next_local_id == FIRST_JOIN_ID
+        !self.joined
     }
 
     /// Whether one more may join.
     pub fn has_room_for_subflow(&self) -> bool {
         self.subflows.len() < self.settings.subflows_max
-    }
-
-    /// An address id for the next join.
-    pub fn take_local_id(&mut self) -> u8 {
-        let id = self.next_local_id;
-        self.next_local_id = self
-            .next_local_id
-            .checked_add(1)
-            .unwrap_or(FIRST_JOIN_ID + 1);
-        id
     }
 
     /// Falls back to plain TCP on the one subflow there is (RFC 8684 §3.7): subflow and data

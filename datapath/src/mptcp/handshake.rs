@@ -82,6 +82,8 @@ impl Connection {
                     return Completion::Ignore;
                 }
                 metrics.mp_join_ack_rx += 1;
+                let other_port = subflow.local.port() != self.local_addr.port();
+                metrics.mp_join_port_ack_rx += u64::from(other_port);
             }
         }
         let subflow = &mut self.subflows[index];
@@ -120,7 +122,11 @@ impl Connection {
     pub(super) fn shows_no_mptcp(&self, index: usize, segment: &Segment<'_>) -> bool {
         let options = &segment.tcp.options.mptcp;
         let subflow = &self.subflows[index];
-        let speaks = options.dss.is_some() || options.capable.is_some();
+        // An ADD_ADDR with an IPv6 address leaves no room for a DSS.
+        let speaks = options.dss.is_some()
+            || options.capable.is_some()
+            || options.add_addr.is_some()
+            || options.remove_addr.is_some();
         let bare = segment.segment_len() == 0 && segment.tcp.ack == subflow.tx.iss + 1;
         subflow.initial && self.never_joined() && !speaks && !bare
     }

@@ -2,9 +2,10 @@
 //! connection is the same thing with one subflow under an infinite mapping.
 //!
 //! [`Connection`] is split by what happens to it: [`receive`] takes segments in and hands their parts
-//! to `handshake`, `options` and `text`; [`schedule`] decides what goes where and when; [`transmit`]
+//! to `handshake`, `options`, [`signal`] and `text`; [`schedule`] decides what goes where and when; [`transmit`]
 //! writes frames, for which [`path_mtu`] finds the size; [`close`] ends things.
 
+pub mod address;
 pub mod autotune;
 pub mod close;
 pub mod connection;
@@ -14,6 +15,7 @@ mod options;
 pub mod path_mtu;
 pub mod receive;
 pub mod schedule;
+pub mod signal;
 pub mod subflow;
 mod text;
 pub mod transmit;

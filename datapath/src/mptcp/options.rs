@@ -24,13 +24,7 @@ impl Connection {
             return true;
         };
         let mut room = true;
-        if let Some(prio) = options.prio {
-            metrics.mp_prio_rx += 1;
-            subflow.backup = prio.backup;
-        }
         metrics.mp_fail_rx += u64::from(options.fail.is_some());
-        metrics.add_addr += u64::from(options.add_addr.is_some_and(|a| a.hmac.is_some()));
-        metrics.rm_addr += u64::from(options.remove_addr.is_some());
         if let Some(MpJoin::Ack { .. }) = options.join {
             // RFC 8684 §3.2: the third ACK again: the fourth was lost.
             subflow.fourth_ack_due = true;

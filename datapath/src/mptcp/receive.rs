@@ -63,6 +63,7 @@ impl Connection {
         subflow.link = segment.link.reversed();
         subflow.last_received_at = now;
         subflow.keepalive_probes = 0;
+        subflow.on_heard();
         if !segment.payload.is_empty() {
             subflow
                 .ecn
@@ -88,6 +89,9 @@ impl Connection {
             self.fall_back();
         }
         self.on_acknowledgment(index, now, segment, metrics);
+        if self.mode == Mode::Mptcp {
+            self.on_signals(index, now, segment, metrics);
+        }
         if self.mode == Mode::Mptcp && !self.on_options(index, segment, metrics) {
             metrics.rcv_pruned += 1;
             self.subflows[index].rx.ack_now = true;

@@ -29,10 +29,10 @@ impl Connection {
         let any_regular = self
             .subflows
             .iter()
-            .any(|(_, s)| s.is_usable() && !s.backup);
+            .any(|(_, s)| s.is_usable() && !s.is_backup());
         self.subflows
             .iter()
-            .filter(|(_, s)| s.is_usable() && (!s.backup || !any_regular))
+            .filter(|(_, s)| s.is_usable() && (!s.is_backup() || !any_regular))
             .filter(|(_, s)| !s.tx.has_lost() && s.tx.cwnd_room() && s.tx.window_room() > 0)
             .min_by_key(|(_, s)| s.tx.rtt.srtt().unwrap_or(Duration::MAX))
             .map(|(index, _)| index)
@@ -88,7 +88,7 @@ impl Connection {
                 .subflows
                 .iter()
                 .filter(|(_, s)| s.is_usable())
-                .min_by_key(|(_, s)| (s.backup, s.tx.rtt.srtt().unwrap_or(Duration::MAX)))
+                .min_by_key(|(_, s)| (s.is_backup(), s.tx.rtt.srtt().unwrap_or(Duration::MAX)))
                 .map(|(index, _)| index),
         }
     }
@@ -112,6 +112,7 @@ impl Connection {
             || subflow.fourth_ack_due
             || subflow.probe_due
             || subflow.data_fin_due
+            || self.signal_due(index)
             || subflow.tx.retransmission_ready()
             || subflow.tx.tail_to_probe().is_some()
             || self.reinjection_ready(index)

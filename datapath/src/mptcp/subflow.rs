@@ -1,5 +1,6 @@
 //! One subflow: its addresses, its TCP, and what Multipath TCP keeps for each.
 
+use super::signal::{Removal, SignalRow};
 use crate::buffer::ByteRing;
 use crate::port::IfaceId;
 use crate::seq::{DataSeq, TcpSeq};
@@ -110,6 +111,13 @@ pub struct Subflow {
     pub remote_id: u8,
     /// The peer asked us to send here only when nothing else works (RFC 8684 §3.3.8).
     pub backup: bool,
+    /// And so do we ask the peer, and do it ourselves.
+    pub local_backup: bool,
+    /// MP_PRIO is to tell the peer of that.
+    pub prio_due: bool,
+    pub signals: SignalRow,
+    /// The peer removed its address here.
+    pub removal: Option<Removal>,
     pub mappings: VecDeque<Mapping>,
     /// First octet in subflow order that the data level has not had.
     pub delivered_to: TcpSeq,
@@ -168,6 +176,16 @@ impl Subflow {
             && self.tx.rtt.backoff() == 0
     }
 
+    /// Its handshake is over, and it is not being reset.
+    pub fn is_open(&self) -> bool {
+        self.state != State::SynReceived && self.reset.is_none()
+    }
+
+    /// Either side wants data here only when nothing else works (RFC 8684 §3.3.8).
+    pub fn is_backup(&self) -> bool {
+        self.backup || self.local_backup
+    }
+
     /// Whether a segment that is not acceptable is answered now; if so it counts as answered.
     // RFC 5961 §7 limits challenge ACKs. A limit for each flow by itself shows nobody else what
     // another flow draws, as one for all does (CVE-2016-5696).
@@ -186,6 +204,7 @@ impl Subflow {
         if self.tx.flight_is_empty() {
             self.heard_at = now;
         }
+        self.signals = SignalRow::default();
     }
 
     pub fn window_of(&self, header: &TcpHeader) -> usize {
@@ -311,6 +330,8 @@ impl Subflow {
             self.tx.next_deadline(),
             self.rx.delayed_ack_at,
             self.persist_at,
+            self.signals.next_deadline(),
+            self.removal.map(|removal| removal.next_at),
         ]
         .into_iter()
         .flatten()
@@ -322,5 +343,7 @@ impl Subflow {
         self.tx.stop_timers();
         self.rx.delayed_ack_at = None;
         self.persist_at = None;
+        self.removal = None;
+        self.signals = SignalRow::default();
     }
 }

@@ -1,5 +1,6 @@
 //! Frames go out: what a subflow has to send, most urgent first, written once into a free frame.
 
+use super::address::{LocalAddress, Signal};
 use super::connection::{Connection, End, Mode};
 use super::subflow::{Handshake, SentMapping};
 use crate::crypto;
@@ -11,7 +12,8 @@ use crate::time::Instant;
 use crate::wire::checksum;
 use crate::wire::frame;
 use crate::wire::mptcp::{
-    CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFail, MpFastclose, MpJoin,
+    AddAddr, CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFail, MpFastclose, MpJoin,
+    MpPrio,
 };
 use crate::wire::tcp::{SackBlocks, TcpFlags, TcpOptions, Timestamps};
 
@@ -46,6 +48,13 @@ impl Connection {
             // RFC 5681 §4.2, RFC 2018 §4, RFC 2883 §4: a hole or a duplicate is told at once and by
             // itself: text would count as no duplicate ACK and leaves SACK no room.
             return self.transmit_ack(index, now, frame, metrics);
+        }
+        if self.signal_due(index) {
+            // Before text: there is little of it, and text may go on for ever.
+            let written = self.transmit_signal(index, now, frame, metrics);
+            if written > 0 {
+                return written;
+            }
         }
         let written = self.transmit_text(index, now, frame, metrics);
         if written > 0 {
@@ -260,6 +269,73 @@ impl Connection {
         written
     }
 
+    /// MP_PRIO, or an address told, echoed or taken back, on an ACK of its own (RFC 8684 §3.4.1).
+    fn transmit_signal(
+        &mut self,
+        index: usize,
+        now: Instant,
+        frame: &mut [u8],
+        metrics: &mut Metrics,
+    ) -> usize {
+        let mut options = self.base_options(index, now);
+        let subflow = &mut self.subflows[index];
+        let local_port = subflow.local.port();
+        if std::mem::take(&mut subflow.prio_due) {
+            metrics.mp_prio_tx += 1;
+            options.mptcp.prio = Some(MpPrio {
+                backup: subflow.local_backup,
+            });
+        } else {
+            let rto = subflow.tx.rtt.rto();
+            match self.addresses.take_signal(now, rto) {
+                Some(Signal::Echo(echo)) => {
+                    metrics.echo_add_tx += 1;
+                    options.mptcp.add_addr = Some(echo);
+                }
+                Some(Signal::Remove(remove_addr)) => {
+                    metrics.rm_addr_tx += 1;
+                    options.mptcp.remove_addr = Some(remove_addr);
+                }
+                Some(Signal::Add(address)) => {
+                    metrics.add_addr_tx += 1;
+                    options.mptcp.add_addr = Some(self.add_addr(address, local_port));
+                }
+                None => return 0,
+            }
+        }
+        // RFC 8684 §3.4.1: an IPv6 address leaves no room for the DATA_ACK. What is to be
+        // acknowledged is so right after.
+        let rx = &self.subflows[index].rx;
+        let mut owed = false;
+        if !options.fits() {
+            options.mptcp.dss = None;
+            owed = rx.ack_now || rx.delayed_ack_at.is_some();
+        }
+        let seq = self.subflows[index].tx.snd_nxt;
+        let written = self.write_headers(index, frame, seq, TcpFlags::ACK, options, 0, 0);
+        let subflow = &mut self.subflows[index];
+        subflow.rx.ack_now |= owed;
+        subflow.signals.on_sent(now);
+        written
+    }
+
+    /// The option for an address of ours on a subflow that has `local_port` here.
+    fn add_addr(&self, address: LocalAddress, local_port: u16) -> AddAddr {
+        // RFC 8684 §3.4.1: without a port it is that of the subflow; Linux takes that of the initial
+        // one.
+        let announced = address.announced;
+        let implied = announced.port() == local_port && local_port == self.local_addr.port();
+        let port = (!implied).then_some(announced.port());
+        let (local_key, remote_key) = (self.local_key, self.remote_key);
+        let hmac = crypto::add_addr_hmac(local_key, remote_key, address.id, announced.ip(), port);
+        AddAddr {
+            address_id: address.id,
+            address: announced.ip(),
+            port,
+            hmac: Some(hmac),
+        }
+    }
+
     /// What came twice first (RFC 2883 §4), then what lies beyond holes, `room` blocks at most.
     fn add_sack(
         &mut self,
@@ -308,14 +384,15 @@ impl Connection {
             Handshake::Tcp => {}
             Handshake::Capable => {
                 metrics.mp_capable_syn_ack_tx += 1;
-                let checksum = if self.checksum {
-                    MpCapable::FLAG_CHECKSUM
-                } else {
-                    0
-                };
+                let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+                let checksum = flag(self.checksum, MpCapable::FLAG_CHECKSUM);
+                let no_more = flag(
+                    self.settings.deny_join_initial,
+                    MpCapable::FLAG_NO_MORE_SUBFLOWS,
+                );
                 options.mptcp.capable = Some(MpCapable {
                     version: 1,
-                    flags: MpCapable::FLAG_SHA256 | checksum,
+                    flags: MpCapable::FLAG_SHA256 | checksum | no_more,
                     content: CapableContent::SynAck {
                         sender_key: self.local_key,
                     },
@@ -330,7 +407,7 @@ impl Connection {
                 let hmac =
                     crypto::join_hmac(self.local_key, self.remote_key, local_nonce, remote_nonce);
                 options.mptcp.join = Some(MpJoin::SynAck {
-                    backup: false,
+                    backup: subflow.local_backup,
                     address_id: subflow.local_id,
                     hmac: crypto::leftmost_64(&hmac),
                     nonce: local_nonce,

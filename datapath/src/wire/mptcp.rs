@@ -501,6 +501,9 @@ impl RemoveAddr {
     /// 37 octets after kind, length and subtype: what 40 octets of options can hold.
     pub const MAX: usize = 37;
 
+    /// What is left of them beside timestamps and a DATA_ACK of 8 octets.
+    pub const MAX_BESIDE_DSS: usize = 12;
+
     /// At least one id and at most [`RemoveAddr::MAX`], else `None`.
     pub fn new(ids: &[u8]) -> Option<RemoveAddr> {
         let mut option = RemoveAddr {

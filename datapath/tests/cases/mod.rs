@@ -1,3 +1,4 @@
+mod address;
 mod close;
 mod ecn;
 mod fallback;

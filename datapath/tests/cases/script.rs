@@ -3,7 +3,8 @@
 use mpx_datapath::app::App;
 use mpx_datapath::app::builtin::{Discard, Source};
 use mpx_datapath::engine::{
-    Engine, EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig, SubflowReport,
+    AddressPolicy, Engine, EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig,
+    SubflowReport,
 };
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
@@ -52,6 +53,7 @@ impl Script {
             listen: vec![SERVER],
             checksum: false,
             joins: JoinPolicy::AnyPort,
+            addresses: AddressPolicy::default(),
             congestion: Algorithm::default(),
             ecn: true,
             patience,

@@ -55,6 +55,8 @@ pub struct ClientConfig {
     /// Reports what it gets twice (RFC 2883), if SACK is agreed.
     pub dsack: bool,
     pub quirks: Quirks,
+    /// Answers ADD_ADDR (RFC 8684 §3.4.1).
+    pub echoes: bool,
     /// The server is short of memory: after a timeout what it SACKed is sent again (RFC 2018 §5, §8).
     pub server_may_renege: bool,
     pub seed: u64,
@@ -97,6 +99,7 @@ impl ClientConfig {
             ack: AckPolicy::default(),
             dsack: true,
             quirks: Quirks::default(),
+            echoes: true,
             server_may_renege: false,
             seed: 1,
         }
@@ -179,6 +182,13 @@ pub struct Client {
     pub beyond_window: u64,
     pub infinite_mappings: u64,
     pub fastclosed: bool,
+    /// C of its MP_CAPABLE (RFC 8684 §3.1).
+    pub server_denies_joins: bool,
+    /// ADD_ADDR of the server and its echoes of ours, each as often as it came.
+    pub announced: Vec<AddAddr>,
+    pub echoed: Vec<AddAddr>,
+    /// Address IDs that it took back.
+    pub removed: Vec<u8>,
     edges: Edges,
 }
 
@@ -227,6 +237,10 @@ impl Client {
             beyond_window: 0,
             infinite_mappings: 0,
             fastclosed: false,
+            server_denies_joins: false,
+            announced: Vec::new(),
+            echoed: Vec::new(),
+            removed: Vec::new(),
             edges: Edges::default(),
         }
     }
@@ -344,13 +358,22 @@ impl Client {
 
     /// Names another address of ours, on subflow `i` (RFC 8684 §3.4.1).
     pub fn advertise(&mut self, i: usize, address_id: u8, address: IpAddr) {
-        let hmac = add_addr_hmac(self.key, self.server_key, address_id, address);
-        let s = &mut self.subflows[i];
-        s.signals.add_addr = Some(AddAddr {
+        let option = AddAddr {
             address_id,
             address,
             port: None,
+            hmac: None,
+        };
+        self.advertise_option(i, option, 0);
+    }
+
+    /// The same with the option as it is, and `forged` laid over its HMAC.
+    pub fn advertise_option(&mut self, i: usize, option: AddAddr, forged: u64) {
+        let hmac = add_addr_hmac(self.key, self.server_key, &option) ^ forged;
+        let s = &mut self.subflows[i];
+        s.signals.add_addr = Some(AddAddr {
             hmac: Some(hmac),
+            ..option
         });
         s.needs_ack = true;
     }

@@ -15,6 +15,7 @@ pub mod subflow;
 pub mod trace;
 
 use hmac::{Hmac, Mac};
+use mpx_datapath::wire::mptcp::AddAddr;
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 
@@ -93,16 +94,16 @@ pub fn join_hmac(key_a: u64, key_b: u64, nonce_a: u32, nonce_b: u32) -> [u8; 32]
 }
 
 /// What ADD_ADDR proves itself with: the last 64 bits of an HMAC keyed like those of MP_JOIN
-/// (RFC 8684 §3.4.1), here over an address without a port.
-pub fn add_addr_hmac(key_a: u64, key_b: u64, address_id: u8, address: IpAddr) -> u64 {
+/// (RFC 8684 §3.4.1), over the option's address and port.
+pub fn add_addr_hmac(key_a: u64, key_b: u64, option: &AddAddr) -> u64 {
     let key = [key_a.to_be_bytes(), key_b.to_be_bytes()].concat();
     let mut mac = Hmac::<Sha256>::new_from_slice(&key).expect("HMAC takes keys of any length");
-    mac.update(&[address_id]);
-    match address {
+    mac.update(&[option.address_id]);
+    match option.address {
         IpAddr::V4(v4) => mac.update(&v4.octets()),
         IpAddr::V6(v6) => mac.update(&v6.octets()),
     }
-    mac.update(&[0, 0]);
+    mac.update(&option.port.map_or([0, 0], u16::to_be_bytes));
     let hmac: [u8; 32] = mac.finalize().into_bytes().into();
     hmac[24..].iter().fold(0, |n, b| n << 8 | u64::from(*b))
 }

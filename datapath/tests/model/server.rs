@@ -3,8 +3,8 @@
 use super::apps::TestApp;
 use super::sim::{Family, SERVICE_PORT, SimConfig};
 use mpx_datapath::engine::{
-    Buffers, Engine, EngineConfig, EngineReport, InterfaceConfig, JoinPolicy, Patience,
-    ServiceConfig,
+    AddressPolicy, Buffers, Engine, EngineConfig, EngineReport, InterfaceConfig, JoinPolicy,
+    Patience, ServiceConfig,
 };
 use mpx_datapath::metrics::Metrics;
 use mpx_datapath::port::IfaceId;
@@ -182,6 +182,7 @@ fn engine_config(config: &SimConfig) -> EngineConfig {
         listen: listen(&[config.family], SERVICE_PORT),
         checksum: config.checksum,
         joins: JoinPolicy::AnyPort,
+        addresses: config.addresses.clone(),
         patience: config.patience,
         congestion: config.congestion,
         ecn: config.ecn,
@@ -191,6 +192,7 @@ fn engine_config(config: &SimConfig) -> EngineConfig {
         listen: listen(&[Family::V4, Family::V6], more.port),
         checksum: more.checksum,
         joins: JoinPolicy::ServicePorts,
+        addresses: AddressPolicy::default(),
         patience: more.patience,
         congestion: more.congestion,
         ecn: more.ecn,

@@ -11,7 +11,7 @@ use super::net::{Arrival, Net, Path, Sender, Side};
 use super::server::{Server, ServiceSetup};
 use super::subflow::Again;
 use super::trace::{self, Tracer};
-use mpx_datapath::engine::Patience;
+use mpx_datapath::engine::{AddressPolicy, Patience};
 use mpx_datapath::port::memory::{MemoryConfig, MemoryPort};
 use mpx_datapath::port::pcap::PcapPort;
 use mpx_datapath::port::{IfaceId, Port};
@@ -72,6 +72,8 @@ pub struct SimConfig {
     pub seed: u64,
     pub app: Behaviour,
     pub more_services: Vec<ServiceSetup>,
+    /// Of the service that every simulation has.
+    pub addresses: AddressPolicy,
     /// Engines beside the first.
     pub more_engines: usize,
     /// Flag A of the server's MP_CAPABLE.
@@ -106,6 +108,7 @@ impl SimConfig {
             seed: 1,
             app,
             more_services: Vec::new(),
+            addresses: AddressPolicy::default(),
             more_engines: 0,
             checksum: false,
             congestion: Algorithm::default(),

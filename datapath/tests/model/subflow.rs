@@ -182,6 +182,9 @@ pub struct Subflow {
     pub unacked: u32,
     pub ack_at: Option<Instant>,
     pub signals: Signals,
+    /// Address ID of the server's end, and whether it wants this used as a last resort only.
+    pub server_id: u8,
+    pub server_backup: bool,
     /// What came twice last and is to be reported (RFC 2883).
     pub dsack: Option<(u64, u64)>,
     /// Out-of-order segments until the next time that it forgets them; 0 is never.
@@ -264,6 +267,8 @@ impl Subflow {
             unacked: 0,
             ack_at: None,
             signals: Signals::default(),
+            server_id: 0,
+            server_backup: false,
             dsack: None,
             reneges_in: 0,
             reset_due: None,

@@ -2,8 +2,8 @@
 
 use mpx_datapath::app::{App, CloseCause, Readiness};
 use mpx_datapath::engine::{
-    Conn, ConnId, Conns, Engine, EngineConfig, EngineReport, InterfaceConfig, JoinPolicy, Patience,
-    ServiceConfig,
+    AddressPolicy, Conn, ConnId, Conns, Engine, EngineConfig, EngineReport, InterfaceConfig,
+    JoinPolicy, Patience, ServiceConfig,
 };
 use mpx_datapath::metrics::Metrics;
 use mpx_datapath::port::IfaceId;
@@ -88,6 +88,7 @@ impl Stack {
             // As Linux has it by default.
             checksum: false,
             joins: JoinPolicy::AnyPort,
+            addresses: AddressPolicy::default(),
             congestion: self.congestion,
             ecn: true,
             patience: Patience {

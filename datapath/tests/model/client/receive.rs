@@ -116,9 +116,10 @@ impl Client {
                 ..
             } => {
                 let Some(MpJoin::SynAck {
+                    backup: server_backup,
+                    address_id: server_id,
                     hmac,
                     nonce: theirs,
-                    ..
                 }) = options.mptcp.join
                 else {
                     assert!(
@@ -129,6 +130,7 @@ impl Client {
                     self.break_off(i, None);
                     return;
                 };
+                (s.server_id, s.server_backup) = (server_id, server_backup);
                 // RFC 8684 §3.2: the server proves itself with the keys in its own order.
                 let proof = join_hmac(self.server_key, self.key, theirs, nonce);
                 assert_eq!(hmac.to_be_bytes(), proof[..8], "HMAC of the join's SYN/ACK");
@@ -159,6 +161,7 @@ impl Client {
         let fixed = MpCapable::FLAG_EXTENSIBILITY | MpCapable::FLAGS_CRYPTO;
         assert_eq!(capable.flags & fixed, MpCapable::FLAG_SHA256);
         self.server_key = sender_key;
+        self.server_denies_joins = capable.flags & MpCapable::FLAG_NO_MORE_SUBFLOWS != 0;
         self.checksum = self.config.checksum || capable.flags & MpCapable::FLAG_CHECKSUM != 0;
         let quirks = &self.config.quirks;
         let fallback = quirks.no_options_after_syn || quirks.no_options_after_third_ack;
@@ -228,8 +231,12 @@ impl Client {
         assert!(header.flags.contains(TcpFlags::ACK));
         let fin = header.flags.contains(TcpFlags::FIN);
         let payload_len = payload.len();
-        let pure =
-            payload.is_empty() && !fin && options.mptcp.dss.is_none_or(|d| d.mapping.is_none());
+        let mptcp = &options.mptcp;
+        // RFC 8684 §3.4.1: with a signal it is no duplicate ACK.
+        let signals =
+            mptcp.add_addr.is_some() || mptcp.remove_addr.is_some() || mptcp.prio.is_some();
+        let mapped = mptcp.dss.is_some_and(|d| d.mapping.is_some());
+        let pure = payload.is_empty() && !fin && !mapped && !signals;
         let window = u64::from(header.window) << s.peer_scale;
         let ack = unwrap(s.iss, s.snd_una, header.ack.0);
         s.ecn.on_segment(segment, ack, s.snd_nxt);
@@ -248,12 +255,42 @@ impl Client {
         if self.mode == Mode::Tcp {
             self.on_plain_ack(ack, window, options);
         } else {
+            self.on_signals(i, options);
             self.on_data_options(now, i, options, window, progress && ack > 1);
         }
         self.beyond_window += beyond as u64;
         self.on_payload(i, at, payload, fin);
         if progress {
             self.prune();
+        }
+    }
+
+    fn on_signals(&mut self, i: usize, options: &TcpOptions) {
+        if let Some(prio) = options.mptcp.prio {
+            self.subflows[i].server_backup = prio.backup;
+        }
+        if let Some(remove) = options.mptcp.remove_addr {
+            self.removed.extend(remove.ids());
+        }
+        let Some(option) = options.mptcp.add_addr else {
+            return;
+        };
+        let Some(hmac) = option.hmac else {
+            self.echoed.push(option);
+            return;
+        };
+        assert_ne!(option.address_id, 0, "0 is the initial address");
+        let expected = add_addr_hmac(self.server_key, self.key, &option);
+        assert_eq!(hmac, expected, "HMAC of {option:?}");
+        self.announced.push(option);
+        self.confirmed = true;
+        if self.config.echoes {
+            let s = &mut self.subflows[i];
+            s.signals.add_addr = Some(AddAddr {
+                hmac: None,
+                ..option
+            });
+            s.needs_ack = true;
         }
     }
 

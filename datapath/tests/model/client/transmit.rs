@@ -65,7 +65,11 @@ impl Client {
             }
             let mut options = self.options(now, i);
             self.add_signals(i, &mut options);
-            return Some(self.emit(i, TcpFlags::ACK, self.subflows[i].snd_nxt, options, &[]));
+            let bare = self.mode == Mode::Multipath && options.mptcp.dss.is_none();
+            let frame = self.emit(i, TcpFlags::ACK, self.subflows[i].snd_nxt, options, &[]);
+            // What was to be acknowledged is so after an address that took all the room.
+            self.subflows[i].needs_ack = bare && options.mptcp.add_addr.is_some();
+            return Some(frame);
         }
         None
     }
@@ -86,7 +90,10 @@ impl Client {
         with.sack = Default::default();
         (with.mptcp.prio, with.mptcp.add_addr) = (prio, add_addr);
         with.mptcp.remove_addr = remove_addr;
-        // An IPv6 address does not beside timestamps.
+        // An IPv6 address does not beside timestamps and DATA_ACK.
+        if !with.fits() {
+            with.mptcp.dss = None;
+        }
         if with.fits() {
             *options = with;
         }

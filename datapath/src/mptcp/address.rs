@@ -1,0 +1,367 @@
+//! The addresses of both ends beside those of the initial subflow (RFC 8684 §3.4): what we announce
+//! until it is echoed, what the peer announced, and which IDs ours have.
+
+use crate::time::{Duration, Instant};
+use crate::wire::mptcp::{AddAddr, RemoveAddr};
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+
+/// Address ID of the initial subflow, at either end (RFC 8684 §3.2).
+pub const INITIAL_ID: u8 = 0;
+/// Until an ADD_ADDR that is not echoed is repeated, if the round trip does not want more; doubled
+/// each time.
+pub const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
+/// Transmissions of one ADD_ADDR.
+pub const ANNOUNCEMENTS_MAX: u32 = 5;
+/// Addresses of the peer that are kept.
+pub const REMOTE_MAX: usize = 8;
+/// Echoes that may wait to be sent. The peer repeats what finds no room.
+const ECHOES_MAX: usize = 8;
+
+/// An address of ours that a peer is told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalAddress {
+    pub id: u8,
+    /// What the peer is to connect to.
+    pub announced: SocketAddr,
+    /// The destination with which that arrives here: another one behind a translator.
+    pub local: SocketAddr,
+}
+
+/// What is to be told to the peer, on an ACK of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    Echo(AddAddr),
+    Remove(RemoveAddr),
+    Add(LocalAddress),
+}
+
+/// What became of an address that the peer announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learned {
+    Kept,
+    /// It is of no use, there is no room, or its ID is that of another address.
+    Refused,
+}
+
+#[derive(Debug)]
+struct Announcement {
+    address: LocalAddress,
+    due: bool,
+    transmissions: u32,
+    /// No echo has come: it is due again then.
+    repeat_at: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+pub struct Addresses {
+    announced: Vec<Announcement>,
+    /// IDs of addresses that peers joined without having been told of them.
+    found: Vec<(IpAddr, u8)>,
+    /// RFC 8684 §3.4.1: what the peer announced, soft state.
+    remote: Vec<(u8, SocketAddr)>,
+    echoes: VecDeque<AddAddr>,
+    removals: Vec<u8>,
+}
+
+impl Addresses {
+    /// Tells the peer of this address, from now on until it is echoed. A known one is told again
+    /// (RFC 8684 §3.4.1: that may trigger another attempt to join it).
+    pub fn announce(&mut self, address: LocalAddress) {
+        self.announced.retain(|a| a.address.id != address.id);
+        self.announced.push(Announcement {
+            address,
+            due: true,
+            transmissions: 0,
+            repeat_at: None,
+        });
+    }
+
+    /// Takes addresses back; the peer is told if it may have heard of them. Returns their IDs.
+    pub fn withdraw(&mut self, announced: IpAddr) -> Vec<u8> {
+        let gone = |a: &Announcement| a.address.announced.ip() == announced;
+        let told = self.announced.iter().filter(|a| gone(a));
+        self.removals
+            .extend(told.filter(|a| a.transmissions > 0).map(|a| a.address.id));
+        let ids = self.announced.iter().filter(|a| gone(a));
+        let ids = ids.map(|a| a.address.id).collect();
+        self.announced.retain(|a| !gone(a));
+        ids
+    }
+
+    /// Whether what arrives at `local` came by an announcement.
+    pub fn is_announced(&self, local: SocketAddr) -> bool {
+        self.announced.iter().any(|a| a.address.local == local)
+    }
+
+    /// The ID under which a join to `local` is accepted (RFC 8684 §3.2): that of the announcement, or
+    /// 0 for the initial address, or one of its own. `None`: they are used up.
+    pub fn local_id(&mut self, local: SocketAddr, initial: IpAddr) -> Option<u8> {
+        let announced = self.announced.iter().map(|a| a.address);
+        let mut by_port = announced.clone().filter(|a| a.local == local);
+        let mut by_address = announced.filter(|a| a.local.ip() == local.ip());
+        if let Some(address) = by_port.next() {
+            return Some(address.id);
+        }
+        if local.ip() == initial {
+            return Some(INITIAL_ID);
+        }
+        if let Some(address) = by_address.next() {
+            return Some(address.id);
+        }
+        if let Some((_, id)) = self.found.iter().find(|(ip, _)| *ip == local.ip()) {
+            return Some(*id);
+        }
+        let used = |id: u8| {
+            self.announced.iter().any(|a| a.address.id == id)
+                || self.found.iter().any(|(_, found)| *found == id)
+        };
+        // From above: those announced later count from below.
+        let id = (INITIAL_ID + 1..=u8::MAX).rev().find(|id| !used(*id))?;
+        self.found.push((local.ip(), id));
+        Some(id)
+    }
+
+    /// Takes in an address that the peer announced with a valid HMAC.
+    pub fn learn(&mut self, id: u8, address: SocketAddr) -> Learned {
+        let ip = address.ip();
+        let unusable = ip.is_unspecified() || ip.is_loopback() || ip.is_multicast();
+        if id == INITIAL_ID || unusable || address.port() == 0 {
+            return Learned::Refused;
+        }
+        let room = self.remote.len() < REMOTE_MAX;
+        match self.remote.iter_mut().find(|(known, _)| *known == id) {
+            // RFC 8684 §3.4.1: refreshed, maybe with another port; to get another address an ID has
+            // to be removed first.
+            Some((_, known)) if known.ip() == ip => *known = address,
+            None if room => self.remote.push((id, address)),
+            _ => return Learned::Refused,
+        }
+        Learned::Kept
+    }
+
+    /// What the peer announced and has not removed.
+    pub fn remote(&self) -> &[(u8, SocketAddr)] {
+        &self.remote
+    }
+
+    /// The peer removed an address. Returns whether it had announced it.
+    pub fn forget(&mut self, id: u8) -> bool {
+        let before = self.remote.len();
+        self.remote.retain(|(known, _)| *known != id);
+        self.remote.len() < before
+    }
+
+    /// An ADD_ADDR is to be sent back (RFC 8684 §3.4.1, E = 1). `false`: there is no room.
+    pub fn owe_echo(&mut self, add_addr: AddAddr) -> bool {
+        let echo = AddAddr {
+            hmac: None,
+            ..add_addr
+        };
+        if self.echoes.contains(&echo) {
+            return true;
+        }
+        let room = self.echoes.len() < ECHOES_MAX;
+        if room {
+            self.echoes.push_back(echo);
+        }
+        room
+    }
+
+    /// One of ours came back: it is not repeated any more.
+    pub fn on_echo(&mut self, echo: &AddAddr) {
+        for announced in &mut self.announced {
+            let address = announced.address;
+            // Without a port in it, it may be of any.
+            if address.id == echo.address_id
+                && address.announced.ip() == echo.address
+                && echo
+                    .port
+                    .is_none_or(|port| port == address.announced.port())
+                && announced.transmissions > 0
+            {
+                announced.due = false;
+                announced.repeat_at = None;
+            }
+        }
+    }
+
+    pub fn has_signal(&self) -> bool {
+        let due = self.announced.iter().any(|a| a.due);
+        due || !self.echoes.is_empty() || !self.removals.is_empty()
+    }
+
+    /// The next thing to be told, which counts as told. `rto` is that of the subflow that carries it.
+    pub fn take_signal(&mut self, now: Instant, rto: Duration) -> Option<Signal> {
+        if let Some(echo) = self.echoes.pop_front() {
+            return Some(Signal::Echo(echo));
+        }
+        // Before anything new: an ID is removed before it may name another address.
+        let several = self.removals.len().min(RemoveAddr::MAX_BESIDE_DSS);
+        if let Some(remove) = RemoveAddr::new(&self.removals[..several]) {
+            self.removals.drain(..several);
+            return Some(Signal::Remove(remove));
+        }
+        // What was never told goes before what may only have been lost.
+        let due = self.announced.iter_mut().filter(|a| a.due);
+        let next = due.min_by_key(|a| a.transmissions)?;
+        next.due = false;
+        let wait = rto.max(ECHO_TIMEOUT) * (1 << next.transmissions);
+        next.transmissions += 1;
+        next.repeat_at = Some(now + wait);
+        Some(Signal::Add(next.address))
+    }
+
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.announced.iter().filter_map(|a| a.repeat_at).min()
+    }
+
+    /// Has everything repeated that was not echoed in time. Returns how many announcements were given
+    /// up.
+    pub fn on_timeout(&mut self, now: Instant) -> u64 {
+        let mut given_up = 0;
+        for announced in &mut self.announced {
+            if announced.repeat_at.is_some_and(|at| at <= now) {
+                announced.repeat_at = None;
+                announced.due = announced.transmissions < ANNOUNCEMENTS_MAX;
+                given_up += u64::from(!announced.due);
+            }
+        }
+        given_up
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RTO: Duration = Duration::from_millis(200);
+
+    fn local(id: u8, announced: &str, local: &str) -> LocalAddress {
+        LocalAddress {
+            id,
+            announced: announced.parse().expect("an address"),
+            local: local.parse().expect("an address"),
+        }
+    }
+
+    fn add(address_id: u8, address: &str) -> AddAddr {
+        AddAddr {
+            address_id,
+            address: address.parse().expect("an address"),
+            port: None,
+            hmac: Some(7),
+        }
+    }
+
+    // RFC 8684 §3.2: an ID names an address, whoever joined it and however it was learnt of.
+    #[test]
+    fn ids_name_addresses() {
+        let mut addresses = Addresses::default();
+        addresses.announce(local(5, "203.0.113.1:80", "10.0.0.2:80"));
+        addresses.announce(local(6, "192.0.2.1:81", "192.0.2.1:81"));
+        let initial: IpAddr = "192.0.2.1".parse().expect("an address");
+        let mut id = |local: &str| addresses.local_id(local.parse().expect("an address"), initial);
+        assert_eq!(id("10.0.0.2:80"), Some(5), "where the translator leads");
+        assert_eq!(id("10.0.0.2:8080"), Some(5), "the address is the same");
+        assert_eq!(id("192.0.2.1:80"), Some(INITIAL_ID));
+        assert_eq!(id("192.0.2.1:81"), Some(6), "announced for its port");
+        let other = id("10.0.0.3:80").expect("an ID of its own");
+        assert!(![0, 5, 6].contains(&other));
+        assert_eq!(id("10.0.0.3:80"), Some(other));
+        let mut ids: Vec<_> = (0..=255).map(|n| id(&format!("10.1.0.{n}:80"))).collect();
+        // All but 0, the two announced and the one before.
+        assert_eq!(ids.iter().flatten().count(), 252);
+        ids.retain(Option::is_some);
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), 252);
+    }
+
+    // RFC 8684 §3.4.1: repeated until echoed, not for ever, and an echo of something else is none.
+    #[test]
+    fn announcements_are_repeated_until_echoed_or_given_up() {
+        let mut addresses = Addresses::default();
+        let address = local(1, "203.0.113.1:80", "203.0.113.1:80");
+        addresses.announce(address);
+        let mut now = Instant::from_millis(1000);
+        let mut wait = ECHO_TIMEOUT;
+        for _ in 0..ANNOUNCEMENTS_MAX {
+            assert_eq!(addresses.take_signal(now, RTO), Some(Signal::Add(address)));
+            assert!(!addresses.has_signal());
+            addresses.on_echo(&add(1, "203.0.113.2"));
+            assert_eq!(addresses.next_deadline(), Some(now + wait));
+            addresses.on_timeout(now + (wait - Duration::from_nanos(1)));
+            assert!(!addresses.has_signal(), "just before its time");
+            now = now + wait;
+            wait = wait * 2;
+            assert!(addresses.on_timeout(now) <= 1);
+        }
+        assert!(!addresses.has_signal(), "given up");
+        assert_eq!(addresses.next_deadline(), None);
+        addresses.announce(address);
+        assert!(addresses.take_signal(now, RTO).is_some());
+        addresses.on_echo(&add(1, "203.0.113.1"));
+        assert_eq!(addresses.next_deadline(), None);
+    }
+
+    // RFC 8684 §3.4.1: an ID keeps its address until it is removed; what is of no use is not kept.
+    #[test]
+    fn what_the_peer_announces_is_kept_within_limits() {
+        let mut addresses = Addresses::default();
+        let mut learn = |id, address: &str| {
+            let address = address.parse().expect("an address");
+            addresses.learn(id, address)
+        };
+        assert_eq!(learn(1, "10.0.0.1:5000"), Learned::Kept);
+        assert_eq!(learn(1, "10.0.0.1:5001"), Learned::Kept);
+        assert_eq!(learn(1, "10.0.0.2:5000"), Learned::Refused);
+        for useless in ["0.0.0.0:1", "127.0.0.1:1", "[ff02::1]:1", "10.0.0.9:0"] {
+            assert_eq!(learn(2, useless), Learned::Refused);
+        }
+        assert_eq!(learn(INITIAL_ID, "10.0.0.3:1"), Learned::Refused);
+        for id in 2..=REMOTE_MAX as u8 {
+            assert_eq!(learn(id, "10.0.0.3:1"), Learned::Kept);
+        }
+        assert_eq!(learn(100, "10.0.0.4:1"), Learned::Refused, "one too many");
+        assert!(!addresses.forget(100));
+        assert!(addresses.forget(1));
+        let again = "10.0.0.2:5000".parse().expect("an address");
+        assert_eq!(addresses.learn(1, again), Learned::Kept);
+        assert_eq!(addresses.remote().len(), REMOTE_MAX);
+    }
+
+    #[test]
+    fn only_what_was_told_is_taken_back() {
+        let mut addresses = Addresses::default();
+        addresses.announce(local(1, "203.0.113.1:80", "203.0.113.1:80"));
+        let ip = "203.0.113.1".parse().expect("an address");
+        assert_eq!(addresses.withdraw(ip), [1]);
+        assert!(!addresses.has_signal());
+        let now = Instant::from_millis(1000);
+        addresses.announce(local(1, "203.0.113.1:80", "203.0.113.1:80"));
+        addresses.take_signal(now, RTO);
+        assert_eq!(addresses.withdraw(ip), [1]);
+        let remove = RemoveAddr::new(&[1]).expect("one ID");
+        assert_eq!(
+            addresses.take_signal(now, RTO),
+            Some(Signal::Remove(remove))
+        );
+        assert_eq!(addresses.next_deadline(), None);
+    }
+
+    #[test]
+    fn echoes_wait_once_each_and_not_without_limit() {
+        let mut addresses = Addresses::default();
+        for _ in 0..2 {
+            assert!(addresses.owe_echo(add(1, "10.0.0.1")));
+        }
+        for id in 2..=ECHOES_MAX as u8 {
+            assert!(addresses.owe_echo(add(id, "10.0.0.1")));
+        }
+        assert!(!addresses.owe_echo(add(200, "10.0.0.1")));
+        let now = Instant::from_millis(1000);
+        let sent = std::iter::from_fn(|| addresses.take_signal(now, RTO));
+        assert_eq!(sent.count(), ECHOES_MAX);
+    }
+}
