@@ -294,7 +294,7 @@ mod tests {
             addresses.on_timeout(now + (wait - Duration::from_nanos(1)));
             assert!(!addresses.has_signal(), "just before its time");
             now = now + wait;
-            wait = wait * 2;
+            wait *= 2;
             assert!(addresses.on_timeout(now) <= 1);
         }
         assert!(!addresses.has_signal(), "given up");

@@ -50,7 +50,13 @@ impl Connection {
             return self.transmit_ack(index, now, frame, metrics);
         }
         if self.signal_due(index) {
-            // Before text: there is little of it, and text may go on for ever.
+            // Before text: there is little of it, and text may go on for ever. After an acknowledgment
+            // that is due: an address may leave no room for the DATA_ACK, and without one the peer could
+            // take it for TCP's (RFC 8684 §3.7).
+            let rx = &self.subflows[index].rx;
+            if rx.ack_now || rx.delayed_ack_at.is_some() {
+                return self.transmit_ack(index, now, frame, metrics);
+            }
             let written = self.transmit_signal(index, now, frame, metrics);
             if written > 0 {
                 return written;
@@ -303,19 +309,12 @@ impl Connection {
                 None => return 0,
             }
         }
-        // RFC 8684 §3.4.1: an IPv6 address leaves no room for the DATA_ACK. What is to be
-        // acknowledged is so right after.
-        let rx = &self.subflows[index].rx;
-        let mut owed = false;
         if !options.fits() {
             options.mptcp.dss = None;
-            owed = rx.ack_now || rx.delayed_ack_at.is_some();
         }
         let seq = self.subflows[index].tx.snd_nxt;
         let written = self.write_headers(index, frame, seq, TcpFlags::ACK, options, 0, 0);
-        let subflow = &mut self.subflows[index];
-        subflow.rx.ack_now |= owed;
-        subflow.signals.on_sent(now);
+        self.subflows[index].signals.on_sent(now);
         written
     }
 

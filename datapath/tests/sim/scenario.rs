@@ -6,9 +6,10 @@ use crate::model::client::{AckPolicy, ClientConfig, Quirks};
 use crate::model::middlebox::{Meddling, SynOption};
 use crate::model::net::{Path, Side};
 use crate::model::server::ServiceSetup;
-use crate::model::sim::{Family, SimConfig};
+use crate::model::sim::{Family, SERVICE_PORT, SimConfig};
 use crate::model::subflow::Again;
-use mpx_datapath::engine::Patience;
+use ipnet::IpNet;
+use mpx_datapath::engine::{Announce, JoinRule, Patience};
 use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::time::Duration;
 
@@ -25,7 +26,7 @@ const MEMORY_MIN_BYTES: usize = 100_000;
 
 /// Draws of a seed, laid over each other. Each layer has a stream of its own: what is added in a new
 /// one leaves to every seed what it drew before.
-pub const LAYERS: u64 = 7;
+pub const LAYERS: u64 = 8;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -143,6 +144,9 @@ impl Scenario {
         }
         if layers > 6 {
             Draw::new(seed, 6).middleboxes(&mut scenario);
+        }
+        if layers > 7 {
+            Draw::new(seed, 7).addresses(&mut scenario);
         }
         scenario
     }
@@ -636,6 +640,40 @@ impl Draw {
             }
         }
         meddling
+    }
+
+    /// Addresses that the server announces, some to clients that do not echo; joins that are refused or
+    /// made backups by rule.
+    fn addresses(&mut self, scenario: &mut Scenario) {
+        let paths = scenario.sim.paths.len();
+        let policy = &mut scenario.sim.addresses;
+        if self.one_in(2) {
+            for id in 1..=self.below(5) as u8 {
+                let family = self.pick(&[Family::V4, Family::V6]);
+                policy.announce.push(Announce {
+                    id,
+                    address: family.host(self.below(paths), 2 + self.below(2) as u16),
+                    port: self.one_in(2).then_some(SERVICE_PORT + 1),
+                    local: None,
+                    clients: None,
+                });
+            }
+        }
+        for _ in 0..self.below(3) {
+            let family = scenario.sim.family;
+            let subnet = if family == Family::V4 { 16 } else { 64 };
+            let net = IpNet::new_assert(family.host(self.below(paths), 0), subnet);
+            policy.join_rules.push(JoinRule {
+                from: self.one_in(2).then_some(net),
+                to: self.one_in(2).then_some(net),
+                accept: !self.one_in(4),
+                backup: self.one_in(2),
+            });
+        }
+        policy.deny_join_initial = self.one_in(8);
+        for plan in &mut scenario.clients {
+            plan.config.echoes = !self.one_in(4);
+        }
     }
 
     fn patience(&mut self, usual: Patience) -> Patience {

@@ -5,6 +5,7 @@
 //! accounts balance, did the client's kernel see no fallback and no bad checksum, does SIGTERM end
 //! the server with status 0 and without an XDP program left?
 
+mod addresses;
 mod bad_input;
 mod ecn;
 mod emulated;
@@ -118,6 +119,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(ecn::cases());
     cases.extend(emulated::cases());
     cases.extend(path_mtu::cases());
+    cases.extend(addresses::cases());
     cases.extend(shutdown::cases());
     cases.extend(tools::cases());
     cases.extend(bad_input::cases());
