@@ -102,7 +102,7 @@ impl Rig {
                 worked = true;
                 let segment = Segment::parse(&self.frame[..length]).unwrap();
                 self.departed += 1;
-                self.client.on_departure(self.departed, &segment);
+                self.client.on_departure(self.departed, &segment, false);
                 self.client
                     .on_segment_arrived(now, PATH, self.departed, &segment);
             }
