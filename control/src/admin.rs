@@ -1,14 +1,15 @@
-//! The control socket: one line in (`status`), one JSON document out. A thread of its own serves
-//! it; the figures come from the workers' inboxes.
+//! The control socket: one line in, lines of JSON out. A thread of its own serves it; the figures
+//! come from the workers' inboxes. `status` is answered with one document, `conns` with one for each
+//! connection and a last line that says that they are all.
 
-use mpx_datapath::engine::EngineReport;
+use mpx_datapath::engine::{ConnectionPage, EngineReport};
 use mpx_datapath::port::{FrameAccounts, QueueStatistics};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -155,10 +156,17 @@ fn dead_socket(path: &Path) -> Result<bool, String> {
     }
 }
 
+/// Who knows what the control socket is asked. An error is one line for the user.
+pub(crate) trait Figures {
+    fn status(&self) -> Result<Status, String>;
+    /// Some connections, from a place in their table on.
+    fn connections(&self, from: usize) -> Result<ConnectionPage, String>;
+}
+
 /// Answers one client after the other, for as long as the process lives.
-pub(crate) fn serve(listener: &UnixListener, status: impl Fn() -> Result<Status, String>) {
+pub(crate) fn serve(listener: &UnixListener, source: &impl Figures) {
     for stream in listener.incoming() {
-        let answered = stream.and_then(|stream| answer(stream, &status));
+        let answered = stream.and_then(|stream| answer(stream, source));
         if let Err(error) = answered {
             tracing::debug!("control socket: {error}");
             // Out of descriptors, say: do not spin on it.
@@ -167,52 +175,116 @@ pub(crate) fn serve(listener: &UnixListener, status: impl Fn() -> Result<Status,
     }
 }
 
-fn answer(mut stream: UnixStream, status: impl Fn() -> Result<Status, String>) -> io::Result<()> {
+fn answer(stream: UnixStream, source: &impl Figures) -> io::Result<()> {
     /// Commands are short; whoever sends more is no client of ours.
     const LONGEST_COMMAND: u64 = 64;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut command = String::new();
     BufReader::new((&stream).take(LONGEST_COMMAND)).read_line(&mut command)?;
-    let reply = match command.trim_end() {
-        "status" => match status() {
-            Ok(status) => serde_json::to_string(&status)?,
-            Err(error) => serde_json::json!({ "error": error }).to_string(),
+    let mut reply = BufWriter::new(&stream);
+    match command.trim_end() {
+        "status" => match source.status() {
+            Ok(status) => write_line(&mut reply, &status)?,
+            Err(error) => refuse(&mut reply, error)?,
         },
-        other => serde_json::json!({ "error": format!("unknown command {other:?}; use status") })
-            .to_string(),
-    };
-    writeln!(stream, "{reply}")?;
+        "conns" => list(&mut reply, source)?,
+        other => refuse(
+            &mut reply,
+            format!("unknown command {other:?}; use status or conns"),
+        )?,
+    }
+    reply.flush()?;
     stream.shutdown(Shutdown::Both)
 }
 
-/// `mpxd status`: what to print, or one line of error.
-pub(crate) fn ask(path: &Path, json: bool) -> Result<String, String> {
-    let reply = fetch(path).map_err(|error| {
-        format!(
-            "no mpxd answers on {} ({error}); start one, or name its control_socket with --socket",
-            path.display()
-        )
-    })?;
-    let value: Value = serde_json::from_str(&reply)
-        .map_err(|error| format!("{} does not speak JSON ({error})", path.display()))?;
-    if let Some(error) = value.get("error").and_then(|error| error.as_str()) {
-        return Err(error.to_owned());
+/// Page by page: neither the worker nor this thread ever holds the whole list.
+fn list(reply: &mut impl Write, source: &impl Figures) -> io::Result<()> {
+    let mut next = Some(0);
+    while let Some(from) = next {
+        match source.connections(from) {
+            Ok(page) => {
+                for connection in &page.conns {
+                    write_line(reply, connection)?;
+                }
+                next = page.next;
+            }
+            Err(error) => return refuse(reply, error),
+        }
     }
-    if json {
-        return Ok(format!("{value:#}"));
-    }
-    Ok(readable(&value))
+    write_line(reply, &serde_json::json!({ "end": true }))
 }
 
-fn fetch(path: &Path) -> io::Result<String> {
+fn refuse(reply: &mut impl Write, error: String) -> io::Result<()> {
+    write_line(reply, &serde_json::json!({ "error": error }))
+}
+
+fn write_line(reply: &mut impl Write, document: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *reply, document)?;
+    reply.write_all(b"\n")
+}
+
+/// `mpxd status`: what to print, or one line of error.
+pub(crate) fn status(path: &Path, json: bool) -> Result<String, String> {
+    let status = fetch_status(path)?;
+    Ok(if json {
+        format!("{status:#}")
+    } else {
+        readable(&status)
+    })
+}
+
+/// The document of `status` from the mpxd that serves `path`.
+pub(crate) fn fetch_status(path: &Path) -> Result<Value, String> {
+    let mut reply = Value::Null;
+    fetch(path, "status", |document| reply = document)?;
+    Ok(reply)
+}
+
+/// The connections of the mpxd that serves `path`, one after the other.
+pub(crate) fn fetch_connections(path: &Path, mut each: impl FnMut(Value)) -> Result<(), String> {
+    let mut ended = false;
+    fetch(path, "conns", |document| {
+        if document["end"] == true {
+            ended = true;
+        } else {
+            each(document);
+        }
+    })?;
+    if ended {
+        Ok(())
+    } else {
+        Err("mpxd stopped before the end of the list; try again".to_owned())
+    }
+}
+
+/// Gives every document of the reply to `each`.
+fn fetch(path: &Path, command: &str, mut each: impl FnMut(Value)) -> Result<(), String> {
+    for line in request(path, command).map_err(|error| no_answer(path, &error))? {
+        let line = line.map_err(|error| no_answer(path, &error))?;
+        let document: Value = serde_json::from_str(&line)
+            .map_err(|error| format!("{} does not speak JSON ({error})", path.display()))?;
+        if let Some(error) = document.get("error").and_then(Value::as_str) {
+            return Err(error.to_owned());
+        }
+        each(document);
+    }
+    Ok(())
+}
+
+fn request(path: &Path, command: &str) -> io::Result<io::Lines<BufReader<UnixStream>>> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(b"status\n")?;
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply)?;
-    Ok(reply)
+    writeln!(stream, "{command}")?;
+    Ok(BufReader::new(stream).lines())
+}
+
+fn no_answer(path: &Path, error: &io::Error) -> String {
+    format!(
+        "no mpxd answers on {} ({error}); start one, or name its control_socket with --socket",
+        path.display()
+    )
 }
 
 /// What another version of mpxd does not say is shown as zero or nothing.
@@ -246,8 +318,6 @@ fn readable(status: &Value) -> String {
     let frame = |key| (key, status["frames"][key].as_u64().unwrap_or(0));
     rows(&mut text, "frames", frames.map(frame));
     queues(&mut text, status["queues"].as_array());
-    rows(&mut text, "counters", nonzero(&status["counters"]));
-    rows(&mut text, "xdp", nonzero(&status["xdp"]));
     for app in status["apps"].as_array().into_iter().flatten() {
         let (service, kind) = (word(app, "service"), word(app, "kind"));
         rows(
@@ -256,13 +326,10 @@ fn readable(status: &Value) -> String {
             nonzero(&app["counters"]),
         );
     }
-    if let Some(conns) = status["conns"].as_array().filter(|conns| !conns.is_empty()) {
-        connections(&mut text, conns);
-    }
     text
 }
 
-fn word<'a>(value: &'a Value, key: &str) -> &'a str {
+pub(crate) fn word<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or("")
 }
 
@@ -317,51 +384,10 @@ fn queues(text: &mut String, queues: Option<&Vec<Value>>) {
     }
 }
 
-fn connections(text: &mut String, conns: &[Value]) {
-    let _ = writeln!(
-        text,
-        "\n{:<12} {:<28} {:<28} {:<8} {:>8} {:>14} {:>14} {:>10} {:>10} {:>10}",
-        "service",
-        "client",
-        "server",
-        "mode",
-        "subflows",
-        "bytes in",
-        "bytes out",
-        "window",
-        "send limit",
-        "memory"
-    );
-    for conn in conns {
-        let number = |key: &str| conn[key].as_u64().unwrap_or(0);
-        let subflows = conn["subflows"].as_array().map_or(&[][..], Vec::as_slice);
-        let sum = |key: &str| -> u64 {
-            subflows
-                .iter()
-                .map(|subflow| subflow[key].as_u64().unwrap_or(0))
-                .sum()
-        };
-        let _ = writeln!(
-            text,
-            "{:<12} {:<28} {:<28} {:<8} {:>8} {:>14} {:>14} {:>10} {:>10} {:>10}",
-            word(conn, "service"),
-            word(conn, "peer"),
-            word(conn, "local"),
-            word(conn, "mode"),
-            subflows.len(),
-            sum("bytes_received"),
-            sum("bytes_sent"),
-            number("receive_limit_bytes"),
-            number("send_limit_bytes"),
-            number("memory_bytes")
-        );
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mpx_datapath::engine::{ConnectionReport, MemoryReport};
+    use mpx_datapath::engine::MemoryReport;
     use mpx_datapath::port::{IfaceId, RingOccupancy};
     use std::os::unix::fs::PermissionsExt;
 
@@ -382,21 +408,7 @@ mod tests {
                     pressure: true,
                     share_bytes: 15_000,
                 },
-                conns: vec![ConnectionReport {
-                    service: "web".into(),
-                    peer: "10.9.1.1:50000".parse().unwrap(),
-                    local: "10.9.1.2:80".parse().unwrap(),
-                    mode: "mptcp",
-                    token: 7,
-                    checksum: true,
-                    age_ms: 10,
-                    unread_bytes: 0,
-                    receive_limit_bytes: 131_072,
-                    send_buffered_bytes: 0,
-                    send_limit_bytes: 65_536,
-                    memory_bytes: 14_321,
-                    subflows: vec![],
-                }],
+                conns: vec![],
             },
             frames: FrameAccounts {
                 free: 3,
@@ -436,6 +448,18 @@ mod tests {
         }
     }
 
+    struct Sample;
+
+    impl Figures for Sample {
+        fn status(&self) -> Result<Status, String> {
+            Ok(sample())
+        }
+
+        fn connections(&self, _: usize) -> Result<ConnectionPage, String> {
+            Err("not here".to_owned())
+        }
+    }
+
     #[test]
     fn status_over_the_socket_as_json_and_as_text() {
         let directory = tempfile::tempdir().unwrap();
@@ -446,9 +470,9 @@ mod tests {
             0o600
         );
         let listener = socket.listener().unwrap();
-        std::thread::spawn(move || serve(&listener, || Ok(sample())));
+        std::thread::spawn(move || serve(&listener, &Sample));
 
-        let json: serde_json::Value = serde_json::from_str(&ask(&path, true).unwrap()).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&status(&path, true).unwrap()).unwrap();
         let keys: Vec<_> = json
             .as_object()
             .unwrap()
@@ -460,7 +484,6 @@ mod tests {
             [
                 "apps",
                 "connections",
-                "conns",
                 "counters",
                 "draining",
                 "flows",
@@ -489,20 +512,14 @@ mod tests {
         );
         assert_eq!(queue["rx_ring_full"], 5);
         assert_eq!(queue["rings"]["fill_ring"], 4);
-        assert_eq!(json["conns"][0]["peer"], "10.9.1.1:50000");
 
-        let text = ask(&path, false).unwrap();
+        let text = status(&path, false).unwrap();
         assert!(
             text.starts_with("mpxd 1.2.3, up 1:02:03, draining\n"),
             "{text}"
         );
-        assert!(
-            text.contains("RxFrames") && !text.contains("DropFragment"),
-            "{text}"
-        );
+        assert!(!text.contains("RxFrames"), "counters are nstat's: {text}");
         assert!(text.contains("\nmemory\n  used_bytes "), "{text}");
-        let line = text.lines().find(|line| line.starts_with("web  ")).unwrap();
-        assert!(line.ends_with("131072      65536      14321"), "{line}");
         let line = text.lines().find(|line| line.starts_with("s1 ")).unwrap();
         let words: Vec<_> = line.split_whitespace().collect();
         assert_eq!(words, ["s1", "3", "17", "18", "2", "rx_ring_full=5"]);
@@ -543,7 +560,7 @@ mod tests {
     #[test]
     fn nobody_there_is_one_line() {
         let directory = tempfile::tempdir().unwrap();
-        let error = ask(&directory.path().join("none.sock"), true).unwrap_err();
+        let error = status(&directory.path().join("none.sock"), true).unwrap_err();
         assert!(
             error.starts_with("no mpxd answers on ") && !error.contains('\n'),
             "{error}"

@@ -4,8 +4,10 @@ mod admin;
 mod bpf;
 mod cli;
 mod config;
+mod conns;
 mod net;
 mod nic;
+mod nstat;
 mod preflight;
 mod proxy;
 mod supervisor;
@@ -13,8 +15,9 @@ mod supervisor;
 use clap::Parser;
 use cli::{Cli, Command};
 use config::Config;
+use conns::Filter;
 use preflight::Plan;
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -28,8 +31,15 @@ fn main() -> ExitCode {
         Command::Check { config } => {
             check(&config).map(|(config, plan)| println!("ok: {}", plan.summary(&config)))
         }
-        Command::Status { json, socket } => {
-            admin::ask(&socket, json).map(|text| println!("{}", text.trim_end()))
+        Command::Status { json, asked } => admin::status(&asked.socket, json).and_then(print),
+        Command::Conns {
+            json,
+            service,
+            peer,
+            asked,
+        } => conns::ask(&asked.socket, json, &Filter { service, peer }).and_then(print),
+        Command::Nstat { json, zeros, asked } => {
+            nstat::ask(&asked.socket, json, zeros).and_then(print)
         }
     };
     match outcome {
@@ -38,6 +48,16 @@ fn main() -> ExitCode {
             eprintln!("mpxd: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A reader that has seen enough, `head` say, is no error.
+fn print(text: String) -> Result<(), String> {
+    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(format!("cannot write the answer ({error})"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `mpxd run`: starts the worker, attaches the program, and sees both to their end.
 
-use crate::admin::{self, AppStatus, ControlSocket, QueueStatus, Status};
+use crate::admin::{self, AppStatus, ControlSocket, Figures, QueueStatus, Status};
 use crate::bpf::{LoadConfig, XdpInterface, XdpProgram};
 use crate::config::{AppConfig, Config, Joins, Limits, Service};
 use crate::nic;
@@ -9,7 +9,7 @@ use crate::proxy::{Proxy, ProxyCounters};
 use mpx_datapath::app::App;
 use mpx_datapath::app::builtin::{Discard, Echo, Source};
 use mpx_datapath::engine::{
-    Buffers, Engine, EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig,
+    Buffers, ConnectionPage, Engine, EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig,
 };
 use mpx_datapath::port::QueueStatistics;
 use mpx_datapath::port::xsk::{self, XskConfig, XskInterface, XskPort};
@@ -69,13 +69,14 @@ pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
     tracing::info!("serving {summary}");
 
     let xdp = Arc::new(Mutex::new(xdp));
-    answer_status(
-        &socket,
-        ready.handle.clone(),
-        Arc::clone(&xdp),
+    let observer = Observer {
+        begin: Instant::now(),
+        worker: ready.handle.clone(),
+        xdp: Arc::clone(&xdp),
         apps,
         interfaces,
-    )?;
+    };
+    answer_questions(&socket, observer)?;
     let outcome = supervise(&events, &ready.handle, drain_ms);
     lock(&xdp).detach();
     drop(release);
@@ -363,54 +364,60 @@ fn forward_signals(wake: Sender<Event>) -> Result<(), String> {
         .map_err(|error| format!("cannot start a thread ({error}); raise the limit on tasks"))
 }
 
-fn answer_status(
-    socket: &ControlSocket,
-    worker: Handle,
-    xdp: Arc<Mutex<XdpProgram>>,
-    apps: Vec<Counted>,
-    interfaces: Vec<String>,
-) -> Result<(), String> {
-    let begin = Instant::now();
+fn answer_questions(socket: &ControlSocket, observer: Observer) -> Result<(), String> {
     let listener = socket
         .listener()
         .map_err(|error| format!("no descriptor left ({error}); raise the limit on open files"))?;
     thread::Builder::new()
         .name("admin".into())
-        .spawn(move || {
-            admin::serve(&listener, || {
-                let (reply, answer) = mpsc::channel();
-                worker.send(Command::Status(reply));
-                let report = answer
-                    .recv_timeout(STATUS_PATIENCE)
-                    .map_err(|_| "the worker does not answer; try again".to_owned())?;
-                let verdicts = lock(&xdp).counters().map_err(|error| error.to_string())?;
-                Ok(status(begin, report, verdicts, &apps, &interfaces))
-            });
-        })
+        .spawn(move || admin::serve(&listener, &observer))
         .map(|_| ())
         .map_err(|error| format!("cannot start a thread ({error}); raise the limit on tasks"))
 }
 
-fn status(
+/// What the control socket's thread sees of the rest.
+struct Observer {
     begin: Instant,
-    report: Snapshot,
-    verdicts: Vec<(&'static str, u64)>,
-    apps: &[Counted],
-    interfaces: &[String],
-) -> Status {
-    let queue_status = |statistics: QueueStatistics| QueueStatus {
-        interface: interfaces[usize::from(statistics.iface.0)].clone(),
-        statistics,
-    };
-    Status {
-        version: env!("CARGO_PKG_VERSION"),
-        uptime_ms: begin.elapsed().as_millis() as u64,
-        engine: report.engine,
-        frames: report.frames,
-        queues: report.queues.into_iter().map(queue_status).collect(),
-        counters: report.metrics.entries().into_iter().collect(),
-        xdp: verdicts.into_iter().collect(),
-        apps: apps.iter().map(Counted::status).collect(),
+    worker: Handle,
+    xdp: Arc<Mutex<XdpProgram>>,
+    apps: Vec<Counted>,
+    interfaces: Vec<String>,
+}
+
+impl Observer {
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, String> {
+        let (reply, answer) = mpsc::channel();
+        self.worker.send(command(reply));
+        answer
+            .recv_timeout(STATUS_PATIENCE)
+            .map_err(|_| "the worker does not answer; try again".to_owned())
+    }
+}
+
+impl Figures for Observer {
+    fn status(&self) -> Result<Status, String> {
+        let report: Snapshot = self.ask(Command::Status)?;
+        let verdicts = lock(&self.xdp)
+            .counters()
+            .map_err(|error| error.to_string())?;
+        let queue_status = |statistics: QueueStatistics| QueueStatus {
+            interface: self.interfaces[usize::from(statistics.iface.0)].clone(),
+            statistics,
+        };
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_ms: self.begin.elapsed().as_millis() as u64,
+            engine: report.engine,
+            frames: report.frames,
+            queues: report.queues.into_iter().map(queue_status).collect(),
+            counters: report.metrics.entries().into_iter().collect(),
+            xdp: verdicts.into_iter().collect(),
+            apps: self.apps.iter().map(Counted::status).collect(),
+        })
+    }
+
+    fn connections(&self, from: usize) -> Result<ConnectionPage, String> {
+        self.ask(|reply| Command::Connections { from, reply })
     }
 }
 

@@ -1,7 +1,7 @@
 //! One core's loop around an engine and a port. A turn is always in this order: inbox, frames in,
 //! timers, app work, frames out, flush. The clock is read once per turn.
 
-use crate::engine::{Engine, EngineReport};
+use crate::engine::{ConnectionPage, Engine, EngineReport};
 use crate::metrics::Metrics;
 use crate::port::{FrameAccounts, IfaceId, Port, QueueStatistics};
 use crate::time::{Duration, Instant};
@@ -26,8 +26,8 @@ const UNSENT_RETRY_MAX: Duration = Duration::from_millis(64);
 const INBOX_COMMANDS: usize = 64;
 /// How long RSTs may take to leave after the drain deadline.
 const FAREWELL: Duration = Duration::from_millis(500);
-/// Connections listed in a snapshot.
-const REPORT_CONNECTIONS_MAX: usize = 1024;
+/// Places in the table of connections that are looked at in one turn to list them.
+const PAGE_PLACES: usize = 64;
 
 /// What other threads ask of a worker.
 #[derive(Debug)]
@@ -38,6 +38,11 @@ pub enum Command {
         deadline_ms: u64,
     },
     Status(Sender<Snapshot>),
+    /// List the connections from this place in their table on, as many as a turn has time for.
+    Connections {
+        from: usize,
+        reply: Sender<ConnectionPage>,
+    },
 }
 
 /// The state of a worker between two turns.
@@ -170,11 +175,16 @@ impl<P: Port> Worker<P> {
                 Command::Status(reply) => {
                     // Whoever asked may have given up waiting.
                     let _ = reply.send(Snapshot {
-                        engine: self.engine.report(now, REPORT_CONNECTIONS_MAX),
+                        engine: self.engine.report(now, 0),
                         metrics: self.engine.metrics.clone(),
                         frames: self.port.accounts(),
                         queues: self.port.queues(),
                     });
+                }
+                Command::Connections { from, reply } => {
+                    let _ = reply.send(self.engine.connections_page(now, from, PAGE_PLACES));
+                    // The rest of the turn comes before another page.
+                    break;
                 }
             }
         }
@@ -278,41 +288,15 @@ mod tests {
     use crate::tcp::congestion::Algorithm;
     use crate::wire::frame::{self, Link, Segment};
     use crate::wire::tcp::{TcpFlags, TcpHeader, TcpOptions};
+    use std::net::SocketAddr;
 
     #[test]
     fn a_drain_waits_for_no_half_open_connection() {
-        let service = ServiceConfig {
-            name: "echo".into(),
-            listen: vec!["10.0.0.2:7".parse().expect("an address")],
-            checksum: true,
-            joins: JoinPolicy::AnyPort,
-            addresses: AddressPolicy::default(),
-            patience: Patience::default(),
-            congestion: Algorithm::default(),
-            ecn: true,
-        };
-        let config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
         let start = Instant::from_millis(1);
-        let apps: Vec<Box<dyn App>> = vec![Box::new(Echo)];
-        let entropy = Box::new(ChaChaEntropy::deterministic(1));
-        let engine = Engine::new(config, apps, start, entropy);
         let port = MemoryPort::new(MemoryConfig::default());
-        let (mut worker, handle) = Worker::new(port, engine).expect("an event descriptor");
-
-        let syn = TcpHeader {
-            src_port: 5000,
-            dst_port: 7,
-            seq: TcpSeq(1),
-            ack: TcpSeq(0),
-            flags: TcpFlags::SYN,
-            window: 1000,
-            urgent: 0,
-            options: TcpOptions::default(),
-        };
-        let (src, dst) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
-        let mut bytes = [0; 128];
-        let len = frame::emit(&mut bytes, &Link::default(), src, dst, 0, &syn, 0, 0);
-        assert!(worker.port.inject(IfaceId(0), &bytes[..len]));
+        let (mut worker, handle) = Worker::new(port, engine(start)).expect("an event descriptor");
+        let frame = segment(0, 1, TcpFlags::SYN);
+        assert!(worker.port.inject(IfaceId(0), &frame));
         assert!(worker.turn(start) && !worker.is_drained(start));
         assert_eq!(answer(&mut worker).flags, TcpFlags::SYN | TcpFlags::ACK);
 
@@ -324,6 +308,112 @@ mod tests {
         worker.turn(start);
         assert!(worker.is_drained(start), "long before the deadline");
         assert!(answer(&mut worker).flags.contains(TcpFlags::RST));
+    }
+
+    /// While they are listed, others open and listed ones close, and no frame waits for a page.
+    #[test]
+    fn a_hundred_thousand_connections_are_listed_a_few_per_turn() {
+        const MANY: u32 = 100_000;
+        let start = Instant::from_millis(1);
+        let mut engine = engine(start);
+        for client in 0..MANY {
+            engine.on_frame(start, IfaceId(0), &segment(client, 1, TcpFlags::SYN));
+        }
+        assert_eq!(engine.connections(), MANY as usize);
+        let port = MemoryPort::new(MemoryConfig::default());
+        let (mut worker, handle) = Worker::new(port, engine).expect("an event descriptor");
+        let (reply, pages) = std::sync::mpsc::channel();
+        let ask = |from| {
+            let reply = reply.clone();
+            assert!(handle.send(Command::Connections { from, reply }));
+        };
+
+        // Whoever asks for two gets one per turn.
+        ask(0);
+        ask(0);
+        worker.turn(start);
+        assert_eq!(pages.try_iter().count(), 1);
+        worker.turn(start);
+        assert_eq!(pages.try_iter().count(), 1);
+
+        let (mut from, mut turns, mut listed) = (0, 0, 0);
+        let mut peers = std::collections::HashSet::new();
+        loop {
+            let comes = segment(MANY + turns, 1, TcpFlags::SYN);
+            let goes = segment(turns, 2, TcpFlags::RST);
+            while worker.port.take(IfaceId(0)).is_some() {}
+            assert!(worker.port.inject(IfaceId(0), &comes));
+            assert!(worker.port.inject(IfaceId(0), &goes));
+            ask(from);
+            let frames = worker.engine.metrics.rx_frames;
+            worker.turn(start);
+            turns += 1;
+            assert_eq!(worker.engine.metrics.rx_frames, frames + 2);
+            assert_eq!(worker.engine.connections(), MANY as usize);
+            let page = pages.try_recv().expect("one page per turn");
+            assert!(page.conns.len() <= PAGE_PLACES);
+            listed += page.conns.len();
+            peers.extend(page.conns.iter().map(|c| c.peer));
+            let Some(next) = page.next else { break };
+            from = next;
+        }
+        assert_eq!(peers.len(), listed, "none is there twice");
+        let missing = (0..MANY).find(|&client| !peers.contains(&peer(client)));
+        assert_eq!(missing, None);
+    }
+
+    fn engine(now: Instant) -> Engine {
+        let service = ServiceConfig {
+            name: "echo".into(),
+            listen: vec!["10.0.0.2:7".parse().expect("an address")],
+            checksum: true,
+            joins: JoinPolicy::AnyPort,
+            addresses: AddressPolicy::default(),
+            patience: Patience::default(),
+            congestion: Algorithm::default(),
+            ecn: true,
+        };
+        let config = EngineConfig {
+            connections_max: 1 << 20,
+            half_open_max: 1 << 20,
+            memory_max_bytes: 1 << 40,
+            ..EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service])
+        };
+        let apps: Vec<Box<dyn App>> = vec![Box::new(Echo)];
+        Engine::new(config, apps, now, Box::new(ChaChaEntropy::deterministic(1)))
+    }
+
+    fn peer(client: u32) -> SocketAddr {
+        let [_, _, high, low] = (client / 1000).to_be_bytes();
+        SocketAddr::from(([10, 1, high, low], 5000 + (client % 1000) as u16))
+    }
+
+    /// A segment without text from the address of a client.
+    fn segment(client: u32, seq: u32, flags: TcpFlags) -> Vec<u8> {
+        let peer = peer(client);
+        let header = TcpHeader {
+            src_port: peer.port(),
+            dst_port: 7,
+            seq: TcpSeq(seq),
+            ack: TcpSeq(0),
+            flags,
+            window: 1000,
+            urgent: 0,
+            options: TcpOptions::default(),
+        };
+        let dst = [10, 0, 0, 2].into();
+        let mut bytes = [0; 128];
+        let len = frame::emit(
+            &mut bytes,
+            &Link::default(),
+            peer.ip(),
+            dst,
+            0,
+            &header,
+            0,
+            0,
+        );
+        bytes[..len].to_vec()
     }
 
     fn answer(worker: &mut Worker<MemoryPort>) -> TcpHeader {

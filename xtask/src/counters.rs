@@ -1,4 +1,4 @@
-//! The kernel's own counters in a namespace.
+//! Counters under the names of `nstat`: the kernel's own in a namespace, and mpxd's.
 
 use std::collections::BTreeMap;
 
@@ -17,9 +17,14 @@ impl Counters {
             .run()?;
         let json: Value = serde_json::from_str(&text)
             .map_err(|error| format!("nstat printed no JSON: {error}"))?;
-        let counters = json["kernel"]
+        Self::from_json(&json, "kernel")
+    }
+
+    /// The table that somebody's `nstat -j` has under his name.
+    pub(crate) fn from_json(json: &Value, owner: &str) -> Result<Self, String> {
+        let counters = json[owner]
             .as_object()
-            .ok_or("nstat printed no object `kernel`")?;
+            .ok_or_else(|| format!("nstat printed no object `{owner}`"))?;
         Ok(Self(
             counters
                 .iter()
@@ -28,12 +33,20 @@ impl Counters {
         ))
     }
 
-    /// A counter that this kernel does not have is an error: it must not pass for zero.
+    /// A counter that does not exist is an error: it must not pass for zero.
     pub(crate) fn get(&self, name: &str) -> Result<u64, String> {
         self.0
             .get(name)
             .copied()
-            .ok_or_else(|| format!("this kernel has no counter {name}"))
+            .ok_or_else(|| format!("there is no counter {name}"))
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
     }
 
     /// Everything about MPTCP that is not zero, for an error message.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use rustix::process::Signal;
+use serde_json::Value;
 
+use crate::counters::Counters;
 use crate::peer;
 use crate::process::{Cmd, Output, Process, until};
 use crate::project;
@@ -201,6 +203,14 @@ impl Mpxd {
 
     pub(crate) fn status(&self) -> Result<Status, String> {
         Status::read(&self.socket)
+    }
+
+    pub(crate) fn connections(&self) -> Result<Vec<Value>, String> {
+        status::connections(&self.socket)
+    }
+
+    pub(crate) fn counters(&self) -> Result<Counters, String> {
+        status::counters(&self.socket)
     }
 
     pub(crate) fn settle(&self, limit: Duration) -> Result<(), String> {

@@ -1,10 +1,12 @@
-//! What `mpxd status --json` says. The field names stand here and nowhere else in this package.
+//! What `mpxd status`, `conns` and `nstat` say with `--json`. The field names of the first stand here
+//! and nowhere else in this package.
 
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::counters::Counters;
 use crate::process::{Cmd, until};
 use crate::project;
 
@@ -12,14 +14,7 @@ pub(crate) struct Status(Value);
 
 impl Status {
     pub(crate) fn read(socket: &Path) -> Result<Self, String> {
-        let text = Cmd::new(project::release_binary("mpxd"))
-            .args(["status", "--json", "--socket"])
-            .arg(socket)
-            .limit(Duration::from_secs(5))
-            .run()?;
-        serde_json::from_str(&text)
-            .map(Self)
-            .map_err(|error| format!("mpxd status --json printed no JSON ({error}): {text}"))
+        ask(socket, "status", &[]).map(Self)
     }
 
     /// A counter of the datapath. One that does not exist is an error: it must not pass for zero.
@@ -51,7 +46,7 @@ impl Status {
         self.number(&["time_wait"])
     }
 
-    /// For an error message: the counters that are not zero, and the first few connections.
+    /// For an error message: the counters that are not zero.
     pub(crate) fn summary(&self) -> String {
         let not_zero = |counters: &Value| {
             let shown: Vec<_> = counters
@@ -73,9 +68,6 @@ impl Status {
         }
         for queue in self.0["queues"].as_array().into_iter().flatten() {
             text += &format!("\n         mpxd's queue: {queue}");
-        }
-        for connection in self.0["conns"].as_array().into_iter().flatten().take(3) {
-            text += &format!("\n         mpxd has: {connection}");
         }
         text
     }
@@ -124,6 +116,30 @@ impl Status {
             .as_u64()
             .ok_or_else(|| format!("mpxd status --json has no number {}", path.join(".")))
     }
+}
+
+/// The connections.
+pub(crate) fn connections(socket: &Path) -> Result<Vec<Value>, String> {
+    match ask(socket, "conns", &[])? {
+        Value::Array(connections) => Ok(connections),
+        other => Err(format!("mpxd conns --json printed no list: {other}")),
+    }
+}
+
+/// Every counter, under the names of `nstat`.
+pub(crate) fn counters(socket: &Path) -> Result<Counters, String> {
+    Counters::from_json(&ask(socket, "nstat", &["--zeros"])?, "mpxd")
+}
+
+fn ask(socket: &Path, verb: &str, options: &[&str]) -> Result<Value, String> {
+    let text = Cmd::new(project::release_binary("mpxd"))
+        .args([verb, "--json", "--socket"])
+        .arg(socket)
+        .args(options)
+        .limit(Duration::from_secs(5))
+        .run()?;
+    serde_json::from_str(&text)
+        .map_err(|error| format!("mpxd {verb} --json printed no JSON ({error}): {text}"))
 }
 
 /// Waits until no connection, flow or token is left, then until no TIME-WAIT is, and checks the

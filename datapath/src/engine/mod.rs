@@ -18,7 +18,7 @@ pub use crate::mptcp::connection::Buffers;
 pub use config::{EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig};
 pub use conn::{Conn, ConnId, Conns};
 pub use policy::{AddressPolicy, Announce, JoinRule};
-pub use report::{ConnectionReport, EngineReport, MemoryReport, SubflowReport};
+pub use report::{ConnectionPage, ConnectionReport, EngineReport, MemoryReport, SubflowReport};
 
 use crate::app::{App, CloseCause};
 use crate::crypto::Secrets;

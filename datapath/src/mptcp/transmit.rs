@@ -128,7 +128,9 @@ impl Connection {
             sent.len,
             &mut mapping,
         );
-        self.subflows[index].tx.on_retransmitted(now, at);
+        let subflow = &mut self.subflows[index];
+        subflow.tx.on_retransmitted(now, at);
+        subflow.bytes_sent += sent.len as u64;
         written
     }
 

@@ -398,11 +398,16 @@ fn mangled_frames(lab: &mut Lab) -> Result<(), String> {
     lab.download(Client::Mptcp, Family::V4, WEB, "64m")
 }
 
-fn hold(lab: &Lab, port: u16, bytes: u64) -> Result<Process, String> {
+pub(super) fn hold(lab: &Lab, port: u16, bytes: u64) -> Result<Process, String> {
     hold_with(lab, port, bytes, None)
 }
 
-fn hold_with(lab: &Lab, port: u16, bytes: u64, request: Option<&str>) -> Result<Process, String> {
+pub(super) fn hold_with(
+    lab: &Lab,
+    port: u16,
+    bytes: u64,
+    request: Option<&str>,
+) -> Result<Process, String> {
     let mut cmd = lab
         .peer(Client::Mptcp)?
         .args(["hold", "--to"])

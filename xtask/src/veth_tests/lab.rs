@@ -139,6 +139,9 @@ impl<'a> Lab<'a> {
             if let Ok(status) = mpxd.status() {
                 text += &status.summary();
             }
+            for connection in mpxd.connections().into_iter().flatten().take(3) {
+                text += &format!("\n         mpxd has: {connection}");
+            }
             let log = mpxd.log();
             let lines: Vec<_> = log.lines().rev().take(LOG_LINES).collect();
             for line in lines.iter().rev() {

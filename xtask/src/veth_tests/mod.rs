@@ -7,6 +7,7 @@
 
 mod addresses;
 mod bad_input;
+mod diagnostics;
 mod ecn;
 mod emulated;
 mod faults;
@@ -122,6 +123,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(addresses::cases());
     cases.extend(shutdown::cases());
     cases.extend(tools::cases());
+    cases.extend(diagnostics::cases());
     cases.extend(bad_input::cases());
     cases
 }
