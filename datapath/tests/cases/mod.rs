@@ -7,6 +7,7 @@ mod join;
 mod loss;
 mod memory;
 mod neighbour;
+mod offer;
 mod path_mtu;
 mod review;
 mod script;
