@@ -26,6 +26,15 @@ impl Instant {
         self.0 / 1_000
     }
 
+    /// The first of these timers, as far as they are set.
+    pub fn earliest<const N: usize>(timers: [Option<Instant>; N]) -> Option<Instant> {
+        let never = Instant(u64::MAX);
+        let first = timers
+            .into_iter()
+            .fold(never, |first, at| first.min(at.unwrap_or(never)));
+        (first != never).then_some(first)
+    }
+
     /// Time since `earlier`; zero if `earlier` is later.
     pub fn since(self, earlier: Instant) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))

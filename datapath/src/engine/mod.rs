@@ -433,11 +433,12 @@ impl Engine {
 
     fn enqueue(&mut self, index: usize) {
         let connection = &mut self.connections[index];
+        let text_goes_to = connection.text_goes_to();
         for subflow in 0..connection.subflows.capacity() {
             let Some(state) = connection.subflows.get(subflow) else {
                 continue;
             };
-            if state.queued || !connection.wants_transmit(subflow) {
+            if state.queued || !connection.wants_transmit(subflow, text_goes_to) {
                 continue;
             }
             let state = &mut connection.subflows[subflow];

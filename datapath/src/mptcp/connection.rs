@@ -298,21 +298,20 @@ impl Connection {
 
     /// The earliest timer of all.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let own = [
+        let own = Instant::earliest([
             self.data_rto_at,
             self.fin_hold_at,
             self.give_up_at,
             self.addresses.next_deadline(),
-        ];
-        let own = own.into_iter().flatten();
-        let subflows = self.subflows.iter().flat_map(|(index, subflow)| {
-            [
+        ]);
+        self.subflows.iter().fold(own, |first, (index, subflow)| {
+            Instant::earliest([
+                first,
                 subflow.next_deadline(),
                 self.keepalive_at(index),
                 self.user_timeout_at(index),
-            ]
-        });
-        own.chain(subflows.flatten()).min()
+            ])
+        })
     }
 
     /// Does whatever is due at `now`.

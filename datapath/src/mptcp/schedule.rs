@@ -48,10 +48,21 @@ impl Connection {
             .map(|(index, _)| index)
     }
 
-    /// New data or a reinjection that subflow `index` is to send now, at most `payload_max` octets.
+    /// The subflow that text leaves on next, a reinjection or new data, if any may leave now.
+    pub fn text_goes_to(&self) -> Option<usize> {
+        let again = !self.snd.reinject.is_empty();
+        if !again && self.snd.unsent() == 0 {
+            return None;
+        }
+        let best = self.best_subflow()?;
+        let mss = self.subflows[best].tx.mss;
+        (again || self.next_new_data(best, mss).is_some()).then_some(best)
+    }
+
+    /// New data that the best subflow, `index`, is to send now, at most `payload_max` octets.
     pub fn next_new_data(&self, index: usize, payload_max: usize) -> Option<(DataSeq, usize)> {
         let unsent = self.snd.unsent();
-        if unsent == 0 || self.best_subflow() != Some(index) {
+        if unsent == 0 {
             return None;
         }
         let wanted = unsent.min(payload_max);
@@ -97,8 +108,8 @@ impl Connection {
         self.subflows.iter().any(|(_, s)| !s.tx.flight_is_empty())
     }
 
-    /// Whether subflow `index` has anything to send now.
-    pub fn wants_transmit(&self, index: usize) -> bool {
+    /// Whether subflow `index` has anything to send now; text goes to [`Connection::text_goes_to`].
+    pub fn wants_transmit(&self, index: usize, text_goes_to: Option<usize>) -> bool {
         let Some(subflow) = self.subflows.get(index) else {
             return false;
         };
@@ -115,18 +126,8 @@ impl Connection {
             || self.signal_due(index)
             || subflow.tx.retransmission_ready()
             || subflow.tx.tail_to_probe().is_some()
-            || self.reinjection_ready(index)
+            || text_goes_to == Some(index)
             || self.fin_ready(index)
-            || self.next_new_data(index, subflow.tx.mss).is_some()
-    }
-
-    pub fn reinjection_ready(&self, index: usize) -> bool {
-        !self.snd.reinject.is_empty()
-            && self
-                .subflows
-                .get(index)
-                .is_some_and(|s| s.tx.window_room() > 0)
-            && self.best_subflow() == Some(index)
     }
 
     /// Our FIN on this subflow can leave: nothing is left to be sent on it.

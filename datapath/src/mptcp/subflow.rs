@@ -326,16 +326,13 @@ impl Subflow {
 
     /// The earliest of this subflow's timers.
     pub fn next_deadline(&self) -> Option<Instant> {
-        [
+        Instant::earliest([
             self.tx.next_deadline(),
             self.rx.delayed_ack_at,
             self.persist_at,
             self.signals.next_deadline(),
             self.removal.map(|removal| removal.next_at),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        ])
     }
 
     /// All timers off: the subflow is over.

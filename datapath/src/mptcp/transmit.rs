@@ -144,18 +144,17 @@ impl Connection {
         metrics: &mut Metrics,
     ) -> usize {
         let subflow = &self.subflows[index];
-        if !subflow.state.may_send() || subflow.fin_wanted && self.mode == Mode::Mptcp {
+        if !subflow.state.may_send()
+            || subflow.fin_wanted && self.mode == Mode::Mptcp
+            || self.text_goes_to() != Some(index)
+        {
             return 0;
         }
         let room = frame.len().saturating_sub(HEADERS_MAX);
         let probe_len = self.mtu_probe_len(index, now).filter(|len| *len <= room);
         let payload_max = probe_len.unwrap_or(payload_max);
-        let reinjection = if self.reinjection_ready(index) {
-            self.snd
-                .take_reinject(payload_max.min(self.subflows[index].tx.window_room()))
-        } else {
-            None
-        };
+        let window_room = self.subflows[index].tx.window_room();
+        let reinjection = self.snd.take_reinject(payload_max.min(window_room));
         let Some((dsn, len)) = reinjection.or_else(|| self.next_new_data(index, payload_max))
         else {
             return 0;

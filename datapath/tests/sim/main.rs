@@ -205,6 +205,8 @@ fn play(seed: u64, layers: u64) -> Result<Outcome, String> {
     }));
     let result = panic::catch_unwind(AssertUnwindSafe(|| run::play(scenario)));
     drop(panic::take_hook());
+    // Whatever comes between two seeds may take its time.
+    *UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner) = None;
     result.map_err(|_| PANIC.take())
 }
 

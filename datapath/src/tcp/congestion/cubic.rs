@@ -158,11 +158,11 @@ impl CongestionControl for Cubic {
     }
 
     fn cwnd(&self) -> usize {
-        (self.window.cwnd * self.mss as f64).round() as usize
+        octets(self.window.cwnd, self.mss)
     }
 
     fn ssthresh(&self) -> usize {
-        (self.window.ssthresh * self.mss as f64).round() as usize
+        octets(self.window.ssthresh, self.mss)
     }
 
     fn on_ack(&mut self, ack: &Ack<'_>) {
@@ -222,6 +222,11 @@ impl CongestionControl for Cubic {
         }
         self.mss = mss;
     }
+}
+
+/// To the nearest. Asked for several times per segment: a call of `round` would be most of it.
+fn octets(segments: f64, mss: usize) -> usize {
+    (segments * mss as f64 + 0.5) as usize
 }
 
 #[cfg(test)]

@@ -464,15 +464,12 @@ impl<M: Copy> Sender<M> {
 
     /// The earliest of all timers.
     pub fn next_deadline(&self) -> Option<Instant> {
-        [
+        Instant::earliest([
             self.rto_at,
             self.reorder_at,
             self.tail_probe.at,
             self.pacer.held_until,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        ])
     }
 
     pub fn stop_timers(&mut self) {
