@@ -1,8 +1,9 @@
 //! The deterministic simulator: engine, clients, paths and time in one thread, all from one number.
 //!
 //! Without arguments it plays a bounded sweep and the seeds that once failed. `--seeds N [--from S]`
-//! sweeps, to the first that fails if `--until-failure` is there; `--seed S [--layers L]` replays one with a listing of all frames and, with `--capture FILE`, a
-//! pcapng. `--throughput` only fills the table of throughputs.
+//! sweeps, to the first that fails if `--until-failure` is there; `--seed S [--layers L]` replays one
+//! with a listing of all frames and, with `--capture FILE`, a pcapng. `--throughput` only fills the
+//! table of throughputs.
 
 #![allow(unreachable_pub)]
 

@@ -1,4 +1,4 @@
-//! What loss and the client's buffer leave of a path to NewReno: a table of downloads in virtual time.
+//! What loss and the client's buffer leave of a path to each congestion control: a table of downloads in virtual time.
 //!
 //! It judges nothing. It is kept as a file, so that a change of the sender shows what it does to
 //! throughput: `UPDATE_EXPECT=1` in the environment writes the file anew.
