@@ -207,3 +207,17 @@ fn write(file: &Path, text: &str) -> Result<(), String> {
     }
     fs::write(file, text).map_err(|e| format!("cannot write {}: {e}", file.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_mutation_replaces_stands_in_its_file_once() {
+        for mutation in MUTATIONS {
+            let source = read(&project::root().join(mutation.file)).unwrap();
+            let found = source.matches(mutation.find).count();
+            assert_eq!(found, 1, "{}: {}", mutation.file, mutation.name);
+        }
+    }
+}

@@ -36,9 +36,12 @@ pub(super) fn cases() -> Vec<Case> {
             lab.links[0].signal(Signal::CONT)?;
             succeed(curl, Duration::from_secs(40))?;
             lab.check_fetched("64m")?;
-            match lab.links[0].report()?.kept_up() {
-                Err(_) => Ok(()),
-                Ok(()) => Err("the link stood still for 200 ms and says nothing".to_owned()),
+            let report = lab.links[0].report()?;
+            // A busy machine alone does not hold it up for so long.
+            let latest_us = report.count(Side::Down, "latest_us")?;
+            match report.kept_up() {
+                Err(_) if latest_us > 100_000 => Ok(()),
+                _ => Err(format!("the link stood still for 200 ms and says {report}")),
             }
         })
         .paths(1)
