@@ -52,7 +52,7 @@ pub(crate) struct Options {
     #[arg(long, default_value = "100mbit")]
     rate: String,
     /// Without what queues: half of it in each direction
-    #[arg(long, value_name = "MS", default_value_t = 20)]
+    #[arg(long, value_name = "MS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(..=120_000))]
     rtt_ms: u64,
     /// In front of the rate, as in `veth up --link`; one round trip's worth at the rate if not given
     #[arg(long)]

@@ -95,7 +95,7 @@ enum Command {
     #[command(group(clap::ArgGroup::new("task").required(true)))]
     Sim {
         /// Seeds to play
-        #[arg(long, value_name = "N", group = "task")]
+        #[arg(long, value_name = "N", group = "task", value_parser = clap::value_parser!(u64).range(1..))]
         seeds: Option<u64>,
         /// The first of them
         #[arg(long, value_name = "S", default_value_t = 0, conflicts_with_all = ["seed", "throughput", "mutations"])]
@@ -113,7 +113,7 @@ enum Command {
         #[arg(long, group = "task")]
         mutations: bool,
         /// Where the frames of a replay go; sim-SEED.pcapng if not given
-        #[arg(long, value_name = "FILE", requires = "seed")]
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["seeds", "throughput", "mutations"])]
         capture: Option<std::path::PathBuf>,
     },
     /// Runs the server scripts of a packetdrill collection against the engine
