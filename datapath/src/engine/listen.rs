@@ -371,6 +371,7 @@ impl Engine {
             local_backup: false,
             prio_due: false,
             signals: SignalRow::default(),
+            settled: false,
             removal: None,
             mappings: VecDeque::new(),
             delivered_to: segment.tcp.seq + 1,

@@ -64,6 +64,7 @@ impl Connection {
         let Some(subflow) = self.subflows.get_mut(index) else {
             return;
         };
+        subflow.settled |= options.join.is_none();
         if let Some(prio) = options.prio {
             // RFC 8684 §3.3.8: it is about the subflow that carries it.
             metrics.mp_prio_rx += 1;
@@ -148,16 +149,27 @@ impl Connection {
         let Some(subflow) = self.subflows.get(index) else {
             return false;
         };
-        // RFC 8684 §3.2: on a new subflow the fourth ACK is first.
+        // RFC 8684 §3.2: on a new subflow the fourth ACK is first, and an address has no DATA_ACK to stand
+        // in for one that is lost.
         if self.mode != Mode::Mptcp
             || self.end.is_some()
             || !subflow.is_open()
             || subflow.fourth_ack_due
+            || !subflow.settled
             || subflow.signals.is_full()
         {
             return false;
         }
-        subflow.prio_due || self.addresses.has_signal() && self.signal_subflow() == Some(index)
+        subflow.prio_due || self.addresses.has_signal() && self.address_subflow() == Some(index)
+    }
+
+    /// The subflow that tells of addresses: the fastest one that is not stuck.
+    fn address_subflow(&self) -> Option<usize> {
+        self.subflows
+            .iter()
+            .filter(|(_, s)| s.is_open() && s.settled)
+            .min_by_key(|(_, s)| (s.tx.rtt.backoff(), s.tx.rtt.srtt().unwrap_or(Duration::MAX)))
+            .map(|(index, _)| index)
     }
 
     /// Tells the peer of an address (RFC 8684 §3.4.1), once the connection is established.

@@ -116,6 +116,9 @@ pub struct Subflow {
     /// MP_PRIO is to tell the peer of that.
     pub prio_due: bool,
     pub signals: SignalRow,
+    /// The peer has shown that it takes the handshake for complete: its fourth ACK, where there is one,
+    /// arrived.
+    pub settled: bool,
     /// The peer removed its address here.
     pub removal: Option<Removal>,
     pub mappings: VecDeque<Mapping>,

@@ -547,7 +547,8 @@ impl Client {
                 let (rng, longest) = (&mut self.rng, self.config.segment_bytes);
                 s.cut_anew(|| 1 + rng.below(longest));
             }
-            if self.mode == Mode::Multipath && (!alive || s.stale()) {
+            // RFC 8684 §3.7: on a path that swallows options it would be new to a server that fell back.
+            if self.mode == Mode::Multipath && self.confirmed && (!alive || s.stale()) {
                 self.carry_again(i);
             }
         }

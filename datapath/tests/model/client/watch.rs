@@ -142,9 +142,10 @@ impl Client {
                 .dss
                 .is_some_and(|dss| dss.mapping.is_some_and(|m| m.len == 0));
             // RFC 8684 §3.7: what it sent before it could know is not held against it.
+            let speaks = options.dss.is_some() || options.add_addr.is_some();
             let knows = ack > 1 || self.config.quirks.no_options_after_syn;
             assert!(
-                options.is_empty() || infinite || (options.dss.is_some() && !knows),
+                options.is_empty() || infinite || (speaks && !knows),
                 "MPTCP options in plain TCP: {header:?}"
             );
             if options.is_empty() && (!s.fin_sent || ack < s.snd_nxt) {
