@@ -89,6 +89,8 @@ impl Connection {
             metrics.echo_add += 1;
             metrics.port_add += u64::from(add_addr.port.is_some());
             self.addresses.on_echo(&add_addr);
+            // RFC 8684 §3.7: options get through; an IPv6 address only leaves no room for the DATA_ACK.
+            self.confirmed = true;
             return;
         };
         let expected = crypto::add_addr_hmac(
@@ -104,6 +106,7 @@ impl Connection {
             return;
         }
         metrics.add_addr += 1;
+        self.confirmed = true;
         metrics.port_add += u64::from(add_addr.port.is_some());
         // RFC 8684 §3.4.1: without a port it is that of the subflow.
         let address = SocketAddr::new(address, add_addr.port.unwrap_or(port));

@@ -61,6 +61,16 @@ const FAILED_ONCE: &[(&str, u64, u64)] = &[
         1639,
         6,
     ),
+    (
+        "the echo of an IPv6 address acknowledges text without a DATA_ACK, and is no fallback",
+        4433,
+        8,
+    ),
+    (
+        "an IPv6 address comes in the place of a fourth ACK that was lost",
+        1234,
+        8,
+    ),
 ];
 
 /// After so many failures a sweep ends, if not after the first.
