@@ -34,7 +34,9 @@ impl Engine {
             return;
         };
         let index = connection as usize;
-        self.connections[index].on_packet_too_big(subflow as usize, now, error, &mut self.metrics);
+        let connection = &mut self.connections[index];
+        connection.set_allowance(self.memory.allowance());
+        connection.on_packet_too_big(subflow as usize, now, error, &mut self.metrics);
         self.settle(index, now, &[]);
     }
 }

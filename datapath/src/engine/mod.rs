@@ -205,11 +205,9 @@ impl Engine {
             let Some(connection) = self.connections.get_mut(index).filter(|c| c.id == id) else {
                 continue;
             };
-            // An entry that a later, earlier deadline overtook: that one fires by itself.
-            if connection.wheel_at.is_some_and(|at| at > now) {
+            if !connection.on_wheel(now) {
                 continue;
             }
-            connection.wheel_at = None;
             connection.set_allowance(self.memory.allowance());
             connection.on_timeout(now, &mut self.metrics);
             self.settle(index, now, &[]);
@@ -421,11 +419,7 @@ impl Engine {
             self.remove_connection(index);
             return;
         }
-        let deadline = connection.next_deadline();
-        if let Some(at) = deadline
-            && connection.wheel_at.is_none_or(|entered| at < entered)
-        {
-            connection.wheel_at = Some(at);
+        if let Some(at) = connection.wheel_entry() {
             self.wheel.schedule(at, connection.id);
         }
         self.enqueue(index);

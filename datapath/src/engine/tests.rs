@@ -5,6 +5,7 @@ use crate::app::builtin::Discard;
 use crate::rand::ChaChaEntropy;
 use crate::tcp::congestion::{Ack, Algorithm, CongestionControl};
 use crate::time::Duration;
+use crate::wire::checksum;
 use crate::wire::frame::Link;
 use std::net::SocketAddr;
 
@@ -37,6 +38,18 @@ impl CongestionControl for Coupled {
 
 /// A segment without text from a port of the client.
 fn send(engine: &mut Engine, now: Instant, port: u16, seq: u32, ack: TcpSeq, flags: TcpFlags) {
+    send_text(engine, now, port, seq, ack, flags, &[]);
+}
+
+fn send_text(
+    engine: &mut Engine,
+    now: Instant,
+    port: u16,
+    seq: u32,
+    ack: TcpSeq,
+    flags: TcpFlags,
+    text: &[u8],
+) {
     let server: SocketAddr = SERVER.parse().expect("an address");
     let header = TcpHeader {
         src_port: port,
@@ -50,7 +63,10 @@ fn send(engine: &mut Engine, now: Instant, port: u16, seq: u32, ack: TcpSeq, fla
     };
     let mut bytes = [0; 128];
     let (link, client) = (Link::default(), [10, 0, 0, 1].into());
-    let len = frame::emit(&mut bytes, &link, client, server.ip(), 0, &header, 0, 0);
+    let at = frame::header_len(&link, &client, &header.options);
+    let sum = checksum::copy_and_sum(&mut bytes[at..at + text.len()], text);
+    let (server, len) = (server.ip(), text.len());
+    let len = frame::emit(&mut bytes, &link, client, server, 0, &header, len, sum);
     engine.on_frame(now, IfaceId(0), &bytes[..len]);
 }
 
@@ -62,8 +78,7 @@ fn syn_ack(engine: &mut Engine, now: Instant) -> TcpSeq {
     segment.tcp.seq + 1
 }
 
-#[test]
-fn a_coupled_algorithm_sees_every_subflow_and_others_cost_nothing() {
+fn discarding(now: Instant) -> Engine {
     let service = ServiceConfig {
         name: "discard".into(),
         listen: vec![SERVER.parse().expect("an address")],
@@ -76,8 +91,13 @@ fn a_coupled_algorithm_sees_every_subflow_and_others_cost_nothing() {
     };
     let config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
     let entropy = Box::new(ChaChaEntropy::deterministic(1));
+    Engine::new(config, vec![Box::new(Discard)], now, entropy)
+}
+
+#[test]
+fn a_coupled_algorithm_sees_every_subflow_and_others_cost_nothing() {
     let mut now = Instant::from_millis(1000);
-    let mut engine = Engine::new(config, vec![Box::new(Discard)], now, entropy);
+    let mut engine = discarding(now);
     let mut first = TcpSeq(0);
     for (port, rtt_ms) in [(5000, 10), (5001, 30)] {
         send(&mut engine, now, port, 1, TcpSeq(0), TcpFlags::SYN);
@@ -112,4 +132,33 @@ fn a_coupled_algorithm_sees_every_subflow_and_others_cost_nothing() {
         // One buffer for all acknowledgments.
         assert_eq!(*buffer.get_or_insert(siblings.as_ptr()), siblings.as_ptr());
     }
+}
+
+/// A few octets every 50 ms, each acknowledged late: timers near and far in turn.
+#[test]
+fn the_timer_wheel_holds_a_few_entries_of_a_connection_and_no_more() {
+    let mut now = Instant::from_millis(1000);
+    let mut engine = discarding(now);
+    send(&mut engine, now, 5000, 1, TcpSeq(0), TcpFlags::SYN);
+    let ack = syn_ack(&mut engine, now);
+    send(&mut engine, now, 5000, 2, ack, TcpFlags::ACK);
+    for n in 0..1000 {
+        send_text(
+            &mut engine,
+            now,
+            5000,
+            2 + 10 * n,
+            ack,
+            TcpFlags::ACK,
+            &[7; 10],
+        );
+        for _ in 0..50 {
+            now = now + Duration::from_millis(1);
+            engine.on_timeout(now);
+            let mut frame = [0; 2048];
+            while engine.poll_transmit(now, IfaceId(0), &mut frame) > 0 {}
+        }
+        assert!(engine.wheel.len() <= 4, "{} after {n}", engine.wheel.len());
+    }
+    assert_eq!(engine.connections[0].subflows[0].bytes_received, 10_000);
 }

@@ -158,8 +158,8 @@ pub struct Connection {
     /// The app was told of the end.
     pub app_closed: bool,
     pub retired: Vec<Retired>,
-    /// Deadline under which this connection is entered in the timer wheel.
-    pub wheel_at: Option<Instant>,
+    /// When its entries in the timer wheel fire, the first one last.
+    wheel_entries: Vec<Instant>,
     /// By how much its buffers may grow now, and what it was charged for last.
     pub allowance: Allowance,
     pub charged_bytes: usize,
@@ -213,7 +213,7 @@ impl Connection {
             end: None,
             app_closed: false,
             retired: Vec::new(),
-            wheel_at: None,
+            wheel_entries: Vec::new(),
             allowance: Allowance::UNLIMITED,
             charged_bytes: 0,
         }
@@ -312,6 +312,26 @@ impl Connection {
                 self.user_timeout_at(index),
             ])
         })
+    }
+
+    /// When the timer wheel is to be told of this connection, unless an entry is there that fires by
+    /// then. An entry that has become needless stays: it is the one to go by when those before it have
+    /// fired.
+    pub fn wheel_entry(&mut self) -> Option<Instant> {
+        let at = self.next_deadline()?;
+        if self.wheel_entries.last().is_some_and(|first| *first <= at) {
+            return None;
+        }
+        self.wheel_entries.push(at);
+        Some(at)
+    }
+
+    /// An entry in the wheel fired. `false`: another one of the same moment has done for it.
+    pub fn on_wheel(&mut self, now: Instant) -> bool {
+        let pending = self.wheel_entries.partition_point(|at| *at > now);
+        let fired = pending < self.wheel_entries.len();
+        self.wheel_entries.truncate(pending);
+        fired
     }
 
     /// Does whatever is due at `now`.

@@ -55,8 +55,11 @@ impl Connection {
             return None;
         }
         let best = self.best_subflow()?;
-        let mss = self.subflows[best].tx.mss;
-        (again || self.next_new_data(best, mss).is_some()).then_some(best)
+        let payload_max = self.subflows[best]
+            .tx
+            .mss
+            .saturating_sub(self.text_options_len(best));
+        (again || self.next_new_data(best, payload_max).is_some()).then_some(best)
     }
 
     /// New data that the best subflow, `index`, is to send now, at most `payload_max` octets.

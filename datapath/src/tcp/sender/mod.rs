@@ -39,6 +39,8 @@ enum Recovery {
 /// A reduction of the window that may yet turn out to have had no reason.
 #[derive(Clone, Copy, Debug)]
 struct Episode {
+    /// Nothing before it was sent again meanwhile.
+    from: TcpSeq,
     /// Octets sent again whose duplicates the peer has not reported.
     retransmitted: usize,
     /// No acknowledgment has moved forward since it began.
@@ -134,10 +136,12 @@ pub struct Sender<M> {
     /// The first segment of a loss just found goes at once, whatever the congestion window.
     retransmit_now: bool,
     recovery: Option<Recovery>,
+    /// Something sent since fast recovery began was lost as well.
+    lost_since: bool,
     episode: Option<Episode>,
     /// The window fell for a congestion mark, and the peer hears of it in what is sent from here on.
     marked_until: Option<TcpSeq>,
-    /// The MTU probe in flight begins here (RFC 4821 §7.5).
+    /// The last octet of the MTU probe in flight (RFC 4821 §7.5).
     mtu_probe: Option<TcpSeq>,
     /// What became of the last one, until it is asked for.
     mtu_probe_fate: Option<ProbeFate>,
@@ -176,6 +180,7 @@ impl<M: Copy> Sender<M> {
             duplicate_acks: 0,
             retransmit_now: false,
             recovery: None,
+            lost_since: false,
             episode: None,
             marked_until: None,
             mtu_probe: None,
@@ -319,7 +324,7 @@ impl<M: Copy> Sender<M> {
     ) -> AckOutcome {
         let mut outcome = AckOutcome::default();
         let mut delivered = Delivered::new(now, self.rtt.min_rtt());
-        let flight_size = self.flight_size();
+        let outstanding = self.snd_nxt.distance(self.snd_una);
         let dsack = reported_duplicate(ack, sack);
         outcome.dsack = dsack.is_some();
         if ack.after(self.snd_una) {
@@ -354,8 +359,10 @@ impl<M: Copy> Sender<M> {
         {
             // RFC 8985 §7.4: what the probe repaired was a loss all the same.
             outcome.probe_repaired = true;
-            if self.recovery.is_none() {
-                self.cc.on_congestion(now, flight_size);
+            if self.recovery.is_none() && !self.fell_for_mark() {
+                self.cc.on_congestion(now, self.flight_size(outstanding));
+                // RFC 3168 §6.1.2: a mark in this window counts no more.
+                self.marked_until = Some(self.snd_nxt);
                 // Not to be taken back with a reduction before it.
                 self.episode = None;
             }
@@ -384,7 +391,7 @@ impl<M: Copy> Sender<M> {
             self.rto_at = (!self.board.is_empty()).then(|| now + self.rtt.rto());
         }
         let lost_before = self.board.lost_segments;
-        outcome.loss_found = self.find_losses(now, flight_size);
+        outcome.loss_found = self.find_losses(now, outstanding);
         let pipe = self.in_flight();
         if let Some(prr) = &mut self.prr {
             let safe = outcome.advanced > 0 && self.board.lost_segments <= lost_before;
@@ -399,9 +406,10 @@ impl<M: Copy> Sender<M> {
     /// The retransmission timer expired (RFC 6298 §5.4 to §5.6, RFC 5681 §3.1).
     pub fn on_timeout(&mut self, now: Instant) {
         let first = self.rtt.backoff() == 0;
-        let flight_size = self.flight_size();
-        if let Some(seq) = self.mtu_probe.take() {
-            self.mtu_probe_fate = Some(if seq == self.snd_una {
+        let flight_size = self.flight_size(self.snd_nxt.distance(self.snd_una));
+        if let Some(last) = self.mtu_probe.take() {
+            let head = self.board.front();
+            self.mtu_probe_fate = Some(if head.is_some_and(|sent| sent.end() == last + 1) {
                 ProbeFate::TimedOut
             } else {
                 ProbeFate::Inconclusive
@@ -423,6 +431,7 @@ impl<M: Copy> Sender<M> {
         self.duplicate_acks = 0;
         self.retransmit_now = true;
         self.recovery = Some(Recovery::Timeout(self.snd_nxt));
+        self.lost_since = false;
         self.prr = None;
         self.tail_probe.cancel();
         self.reorder_at = None;
@@ -447,8 +456,9 @@ impl<M: Copy> Sender<M> {
             self.pacer.held_until = None;
         }
         if due(self.reorder_at) {
-            let flight_size = self.flight_size();
-            outcome.loss_found = self.find_losses(now, flight_size);
+            let outstanding = self.snd_nxt.distance(self.snd_una);
+            outcome.loss_found = self.find_losses(now, outstanding);
+            self.narrow_repair();
         }
         if due(self.tail_probe.at) {
             self.tail_probe.at = None;
@@ -543,12 +553,16 @@ impl<M: Copy> Sender<M> {
     /// `advanced`: octets that the same ACK acknowledged; the mark met them as well. Returns whether
     /// the window fell, which the peer is to be told.
     pub fn on_congestion_echo(&mut self, now: Instant, advanced: usize) -> bool {
-        if self.recovery.is_some() || self.marked_until.is_some() {
+        if self.recovery.is_some() {
+            // The losses may turn out to be none; a mark of the same window does not.
+            self.episode = None;
             return false;
         }
-        let flight_size = self.snd_nxt.distance(self.snd_una) + advanced;
-        let flight_size = flight_size.min(self.cc.cwnd());
-        self.cc.on_congestion(now, flight_size);
+        if self.marked_until.is_some() {
+            return false;
+        }
+        let outstanding = self.snd_nxt.distance(self.snd_una) + advanced;
+        self.cc.on_congestion(now, self.flight_size(outstanding));
         self.marked_until = Some(self.snd_nxt);
         // A loss before that may turn out to be none; this fall stands.
         self.episode = None;
@@ -580,11 +594,20 @@ impl<M: Copy> Sender<M> {
             self.repair_without_reduction();
         }
         self.retransmit_now |= self.has_lost();
+        self.narrow_repair();
+    }
+
+    /// Losses that no acknowledgment brought leave no room for more than is in flight (RFC 6937).
+    fn narrow_repair(&mut self) {
+        let pipe = self.in_flight();
+        if let Some(prr) = &mut self.prr {
+            prr.narrow(pipe);
+        }
     }
 
     /// The segment that left last is an MTU probe: its loss alone is no sign of congestion.
     pub fn on_mtu_probe_sent(&mut self) {
-        self.mtu_probe = self.board.back().map(|sent| sent.seq);
+        self.mtu_probe = self.board.back().map(|sent| sent.end() - 1);
     }
 
     /// RFC 4821 §7.4: nothing is lost or being repaired, so that the loss of an MTU probe can be told
@@ -602,10 +625,10 @@ impl<M: Copy> Sender<M> {
         self.mtu_probe_fate.take()
     }
 
-    /// Octets sent and not acknowledged, SACKed ones included (RFC 5681 §2), without what limited
-    /// transmit added to the window (§3.2 step 2).
-    fn flight_size(&self) -> usize {
-        self.snd_nxt.distance(self.snd_una).min(self.cc.cwnd())
+    /// FlightSize (RFC 5681 §2) of what was `outstanding`: octets sent and not acknowledged, SACKed
+    /// ones included, without what limited transmit added to the window (§3.2 step 2).
+    fn flight_size(&self, outstanding: usize) -> usize {
+        outstanding.min(self.cc.cwnd())
     }
 
     /// Octets that may be in flight.
@@ -703,8 +726,8 @@ impl<M: Copy> Sender<M> {
     }
 
     /// Takes for lost what enough or late enough segments have overtaken, and enters recovery.
-    /// `flight_size`: what it was before this ACK.
-    fn find_losses(&mut self, now: Instant, flight_size: usize) -> bool {
+    /// `outstanding`: octets sent and not acknowledged before this ACK.
+    fn find_losses(&mut self, now: Instant, outstanding: usize) -> bool {
         let lost_before = self.board.lost_segments;
         if self.sack {
             let reo_wnd = self.reo_wnd();
@@ -713,7 +736,15 @@ impl<M: Copy> Sender<M> {
             self.board.mark_lost(0);
         }
         let probe_alone = self.follow_mtu_probe() == Some(ProbeFate::Lost);
-        let found = self.board.lost_segments > lost_before && self.recovery.is_none();
+        let more = self.board.lost_segments > lost_before;
+        if let Some(Recovery::Fast(recover)) = self.recovery {
+            // RFC 6675 §5: what was sent since recovery began and is lost as well is the next one's.
+            self.lost_since |= more && self.board.lost_to.after(recover);
+        }
+        let since = self.recovery.is_none()
+            && std::mem::take(&mut self.lost_since)
+            && self.board.lost_to.after(self.snd_una);
+        let found = (more || since) && self.recovery.is_none();
         if found && probe_alone {
             self.repair_without_reduction();
             self.retransmit_now = true;
@@ -726,7 +757,7 @@ impl<M: Copy> Sender<M> {
             if self.fell_for_mark() {
                 self.episode = None;
             } else {
-                self.cc.on_congestion(now, flight_size);
+                self.cc.on_congestion(now, self.flight_size(outstanding));
                 self.begin_episode();
             }
             let sent = self.snd_nxt.distance(self.snd_una);
@@ -753,6 +784,8 @@ impl<M: Copy> Sender<M> {
     /// Enters recovery from losses for which the window does not fall: segments were too big for the
     /// path. What is acknowledged meanwhile behind the holes is no news of congestion.
     fn repair_without_reduction(&mut self) {
+        // What is lost for its size is lost, whatever turns out of an earlier reduction.
+        self.episode = None;
         self.recovery = Some(Recovery::Fast(self.snd_nxt));
         self.prr = None;
         self.tail_probe.cancel();
@@ -764,9 +797,12 @@ impl<M: Copy> Sender<M> {
             .reo_wnd(&self.rtt, recovering, self.board.sacked_segments)
     }
 
+    /// Goes on with what the one before has not accounted for.
     fn begin_episode(&mut self) {
+        let before = self.episode;
         self.episode = Some(Episode {
-            retransmitted: 0,
+            from: before.map_or(self.snd_una, |episode| episode.from),
+            retransmitted: before.map_or(0, |episode| episode.retransmitted),
             undecided: true,
             until: None,
         });
@@ -793,9 +829,11 @@ impl<M: Copy> Sender<M> {
         if undecided && advanced > 0 && delivered.first_copy {
             return true;
         }
-        // RFC 5682 §3.1 step 3 b: after a timeout something arrives that was sent only once, before
-        // it, while other octets are still missing.
+        // RFC 5682 §3.1 step 3 b, without its step 2: after a timeout something arrives that was sent
+        // only once, before it, while other octets are still missing. Without SACK that may have been
+        // there all the time.
         if let Some(Recovery::Timeout(recover)) = self.recovery
+            && self.sack
             && undecided
             && !all_acked
             && delivered
@@ -807,6 +845,8 @@ impl<M: Copy> Sender<M> {
         // RFC 3708 §3: all that was sent again came twice, whole: a box may have cut a segment of which
         // one part never arrives.
         if let Some((left, right)) = dsack
+            && right.after(episode.from)
+            && self.board.was_sent_again(left)
             && !self.tail_probe.repeated((left, right))
         {
             let reported = right.distance(left.min(right));
@@ -817,13 +857,16 @@ impl<M: Copy> Sender<M> {
     }
 
     fn undo(&mut self) {
+        if matches!(self.recovery, Some(Recovery::Timeout(_))) {
+            self.rtt.on_spurious_timeout();
+        }
         if self.recovery.is_some() {
             self.end_recovery();
         }
         self.episode = None;
+        self.lost_since = false;
         self.board.unmark_lost();
         self.retransmit_now = false;
-        self.rtt.on_spurious_timeout();
         self.cc.undo();
     }
 

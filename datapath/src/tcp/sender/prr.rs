@@ -45,6 +45,11 @@ impl Prr {
         self.out += octets;
     }
 
+    /// More was lost: nothing but `pipe` is in flight, and nothing was delivered for it.
+    pub(super) fn narrow(&mut self, pipe: usize) {
+        self.window = self.window.min(pipe);
+    }
+
     pub(super) fn window(&self) -> usize {
         self.window
     }

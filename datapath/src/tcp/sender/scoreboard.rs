@@ -82,6 +82,8 @@ pub(super) struct Scoreboard<M> {
     sacked: Intervals<TcpSeq>,
     /// No segment before it is lost.
     lost_from: TcpSeq,
+    /// Where the furthest segment ends that was ever taken for lost.
+    pub(super) lost_to: TcpSeq,
     /// The furthest octet that has arrived (RACK.fack).
     furthest: TcpSeq,
 }
@@ -96,6 +98,7 @@ impl<M: Copy> Scoreboard<M> {
             lost_segments: 0,
             sacked: Intervals::new(SACKED_RANGES_MAX),
             lost_from: first,
+            lost_to: first,
             furthest: first,
         }
     }
@@ -124,11 +127,25 @@ impl<M: Copy> Scoreboard<M> {
         self.segments.back()
     }
 
-    /// What is known of the segment that begins at `seq`; `None` once it is acknowledged.
+    /// What is known of the segment that holds `seq`; `None` once all of it is acknowledged.
     pub(super) fn fate(&self, seq: TcpSeq) -> Option<Fate> {
-        let at = self.segments.partition_point(|s| s.seq.before(seq));
-        let sent = self.segments.get(at).filter(|sent| sent.seq == seq)?;
-        Some(sent.fate)
+        self.holding(seq).map(|sent| sent.fate)
+    }
+
+    /// Whether what begins at `seq` left more than once, as far as that is still known.
+    pub(super) fn was_sent_again(&self, seq: TcpSeq) -> bool {
+        self.holding(seq)
+            .is_none_or(|sent| sent.previous_at.is_some())
+    }
+
+    fn holding(&self, seq: TcpSeq) -> Option<&Sent<M>> {
+        let at = self.segments.partition_point(|s| s.end().at_or_before(seq));
+        self.segments.get(at).filter(|s| s.seq.at_or_before(seq))
+    }
+
+    #[cfg(test)]
+    pub(super) fn copies_noted(&self) -> usize {
+        self.by_time.len()
     }
 
     /// A new segment left.
@@ -207,6 +224,7 @@ impl<M: Copy> Scoreboard<M> {
         }
         self.furthest = self.furthest.max(ack);
         self.lost_from = self.lost_from.max(ack);
+        self.lost_to = self.lost_to.max(ack);
         if !self.sacked.is_empty() {
             self.sacked.remove_before(ack);
         }
@@ -280,6 +298,7 @@ impl<M: Copy> Scoreboard<M> {
             self.pipe -= sent.space();
             self.lost_segments += 1;
             self.lost_from = self.lost_from.min(sent.seq);
+            self.lost_to = self.lost_to.max(sent.end());
         }
     }
 
@@ -317,15 +336,22 @@ impl<M: Copy> Scoreboard<M> {
 
     /// Nothing was lost after all.
     pub(super) fn unmark_lost(&mut self) {
-        for sent in self.segments.iter_mut().rev() {
+        for sent in &mut self.segments {
             if sent.fate == Fate::Lost {
                 sent.fate = Fate::Outstanding;
                 self.pipe += sent.space();
-                // It left before most and may be taken for lost again.
-                self.by_time.push_front((sent.sent_at, sent.end()));
             }
         }
         self.lost_segments = 0;
+        // They may be taken for lost again, in their turn.
+        let outstanding = self.segments.iter().filter(|s| s.fate == Fate::Outstanding);
+        self.by_time.clear();
+        self.by_time
+            .extend(outstanding.map(|s| (s.sent_at, s.end())));
+        let first = self.segments.front().map_or(self.furthest, |s| s.seq);
+        self.by_time
+            .make_contiguous()
+            .sort_unstable_by_key(|(sent_at, end)| (*sent_at, end.offset_from(first)));
     }
 
     /// RFC 2018 §8: what was SACKed and not acknowledged may have been dropped by the peer.

@@ -687,6 +687,149 @@ fn what_leaves_in_recovery_is_paced_by_the_window_that_recovery_leads_to() {
     assert_eq!(tx.pacer.held_until, None);
 }
 
+// Without SACK an acknowledgment that jumps ahead after a timeout covers what the peer had kept all the
+// time: RFC 5682 §3.1 step 3 b needs SACK.
+#[test]
+fn without_sack_originals_after_a_timeout_undo_nothing() {
+    let mut tx = sender(false, 10);
+    tx.on_timeout(Instant::from_millis(1000));
+    assert_eq!(resend(&mut tx, 1000), [0]);
+    assert!(!ack_at(&mut tx, 1010, 5, &[]).undone);
+    assert!(tx.has_lost());
+}
+
+// RFC 3708 §3: a duplicate of what was never sent again is the network's.
+#[test]
+fn a_duplicate_that_the_network_made_undoes_nothing() {
+    for dsack in [(2, 3), (7, 8)] {
+        let mut tx = sender(true, 20);
+        ack(&mut tx, 5, &[]);
+        assert!(ack(&mut tx, 5, &[(6, 12)]).loss_found);
+        assert_eq!(resend(&mut tx, 10), [5]);
+        assert!(
+            !ack_at(&mut tx, 11, 5, &[dsack, (6, 12)]).undone,
+            "{dsack:?}"
+        );
+    }
+}
+
+#[test]
+fn duplicates_of_a_recovery_do_not_pay_for_the_timeout_after_it() {
+    let mut tx = sender(true, 20);
+    assert!(ack(&mut tx, 0, &[(4, 12)]).loss_found);
+    assert!(resend(&mut tx, 10).len() > 1);
+    tx.on_timeout(Instant::from_millis(1000));
+    let lost = tx.next_lost(MSS).expect("the head");
+    tx.on_retransmitted(Instant::from_millis(1000), lost.at);
+    assert!(!ack_at(&mut tx, 1010, 1, &[(0, 1), (4, 12)]).undone);
+}
+
+#[test]
+fn a_mark_during_recovery_stays_when_the_losses_turn_out_to_be_none() {
+    let mut tx = sender(true, 20);
+    assert!(ack(&mut tx, 0, &[(1, 8)]).loss_found);
+    assert_eq!(resend(&mut tx, 10), [0]);
+    assert!(!tx.on_congestion_echo(Instant::from_millis(10), 0));
+    ack_at(&mut tx, 11, 8, &[]);
+    assert!(!ack_at(&mut tx, 12, 9, &[(0, 1)]).undone);
+}
+
+#[test]
+fn a_loss_that_a_probe_repaired_and_a_mark_of_its_window_count_once() {
+    let mut tx = sender(true, 20);
+    ack(&mut tx, 10, &[]);
+    let due = tx.tail_probe.at.expect("armed");
+    assert!(tx.on_timers(due).tail_probe);
+    let (last, _) = tx.tail_to_probe().expect("the last one");
+    tx.on_retransmitted(due, last);
+    tx.on_sent(due, MSS, false, ());
+    let outcome = ack_at(&mut tx, due.as_millis() + 10, 21, &[]);
+    assert!(outcome.probe_repaired);
+    assert!(!tx.on_congestion_echo(due, outcome.advanced));
+}
+
+// The window before the timeout comes back first, and then falls by half.
+#[test]
+fn a_loss_in_the_acknowledgment_that_undoes_a_timeout_halves_the_window_before_it() {
+    let mut tx = sender(true, 60);
+    ack(&mut tx, 1, &[]);
+    tx.on_timeout(Instant::from_millis(1000));
+    let lost = tx.next_lost(MSS).expect("the head");
+    tx.on_retransmitted(Instant::from_millis(1000), lost.at);
+    let outcome = ack_at(&mut tx, 1001, 1, &[(2, 3), (5, 9)]);
+    assert!(outcome.undone && outcome.loss_found);
+    assert_eq!(tx.cc.ssthresh(), 59 * MSS / 2);
+}
+
+// RFC 6675 §5: the next recovery is for what was sent during this one.
+#[test]
+fn a_loss_of_what_was_sent_during_recovery_reduces_the_window_again() {
+    for lost_too in [false, true] {
+        let mut tx = sender(true, 20);
+        assert!(ack(&mut tx, 0, &[(1, 8)]).loss_found);
+        assert_eq!(resend(&mut tx, 10), [0]);
+        for n in 9..=20 {
+            ack_at(&mut tx, 11, 0, &[(1, n)]);
+            send_new(&mut tx, 11);
+        }
+        let end = tx.snd_nxt.distance(tx.iss + 1) / MSS;
+        let ssthresh = tx.cc.ssthresh();
+        let first = if lost_too { 21 } else { 20 };
+        ack_at(&mut tx, 21, 0, &[(1, 20), (first, end)]);
+        resend(&mut tx, 21);
+        let repaired = if lost_too { 20 } else { end };
+        let outcome = ack_at(&mut tx, 31, repaired, &[(first, end)]);
+        assert_eq!(outcome.loss_found, lost_too);
+        assert_eq!(tx.cc.ssthresh() < ssthresh, lost_too);
+    }
+}
+
+// RFC 6937: what a timer finds to be lost lets no more go than has arrived.
+#[test]
+fn losses_that_a_timer_finds_during_recovery_make_no_burst() {
+    let mut tx = sender(true, 100);
+    ack(&mut tx, 0, &[(1, 2)]);
+    ack(&mut tx, 2, &[(3, 6)]);
+    let due = tx.reorder_at.expect("reordering was seen");
+    assert!(tx.on_timers(due).loss_found);
+    resend(&mut tx, 13);
+    ack_at(&mut tx, 13, 2, &[(3, 6), (60, 61)]);
+    tx.on_timers(tx.reorder_at.expect("to be looked at again"));
+    assert!(tx.board.lost_segments > 50);
+    assert!(tx.window() <= tx.in_flight() && !tx.retransmission_ready());
+}
+
+// What is noted of copies stays in proportion to the flight, however often losses are undone.
+#[test]
+fn undoing_again_and_again_piles_nothing_up() {
+    let mut tx = sender(true, 60);
+    ack(&mut tx, 1, &[]);
+    for n in 2..50 {
+        let ms = 2000 * n as u64;
+        tx.on_timeout(Instant::from_millis(ms));
+        resend(&mut tx, ms);
+        assert!(ack_at(&mut tx, ms + 10, 1, &[(2, n + 1)]).undone);
+        assert!(tx.board.copies_noted() <= 2 * tx.board.len());
+    }
+}
+
+// RFC 1191 §6.4: what is too big for the path is lost, whatever turns out of a loss before.
+#[test]
+fn a_late_duplicate_takes_nothing_back_that_was_too_big() {
+    let mut tx = sender(true, 20);
+    ack(&mut tx, 5, &[]);
+    assert!(ack(&mut tx, 5, &[(6, 9)]).loss_found);
+    assert_eq!(resend(&mut tx, 10), [5]);
+    ack_at(&mut tx, 20, 20, &[]);
+    for _ in 0..6 {
+        tx.on_sent(Instant::from_millis(20), MSS, false, ());
+    }
+    tx.set_mss(500, 500);
+    assert_eq!(tx.board.lost_segments, 6);
+    assert!(!ack_at(&mut tx, 21, 20, &[(5, 6)]).undone);
+    assert!(tx.retransmission_ready());
+}
+
 #[test]
 fn part_of_a_segment_acknowledged_leaves_the_rest() {
     let mut tx = sender(true, 1);
