@@ -318,6 +318,20 @@ fn readable(status: &Value) -> String {
     let frame = |key| (key, status["frames"][key].as_u64().unwrap_or(0));
     rows(&mut text, "frames", frames.map(frame));
     queues(&mut text, status["queues"].as_array());
+    if let Some(fallbacks) = status["fallbacks"].as_array().filter(|f| !f.is_empty()) {
+        let figure = |f: &Value| {
+            let name = format!(
+                "port {}, {}: {}",
+                f["port"],
+                word(f, "direction"),
+                word(f, "cause")
+            );
+            (name, f["count"].as_u64().unwrap_or(0))
+        };
+        let figures: Vec<_> = fallbacks.iter().map(figure).collect();
+        let figures = figures.iter().map(|(name, count)| (name.as_str(), *count));
+        rows(&mut text, "fallbacks to TCP", figures);
+    }
     for app in status["apps"].as_array().into_iter().flatten() {
         let (service, kind) = (word(app, "service"), word(app, "kind"));
         rows(
@@ -387,7 +401,7 @@ fn queues(text: &mut String, queues: Option<&Vec<Value>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mpx_datapath::engine::MemoryReport;
+    use mpx_datapath::engine::{FallbackReport, MemoryReport};
     use mpx_datapath::port::{IfaceId, RingOccupancy};
     use std::os::unix::fs::PermissionsExt;
 
@@ -408,6 +422,12 @@ mod tests {
                     pressure: true,
                     share_bytes: 15_000,
                 },
+                fallbacks: vec![FallbackReport {
+                    port: 80,
+                    cause: "checksum",
+                    direction: "in",
+                    count: 2,
+                }],
                 conns: vec![],
             },
             frames: FrameAccounts {
@@ -486,6 +506,7 @@ mod tests {
                 "connections",
                 "counters",
                 "draining",
+                "fallbacks",
                 "flows",
                 "frames",
                 "half_open",
@@ -520,6 +541,8 @@ mod tests {
         );
         assert!(!text.contains("RxFrames"), "counters are nstat's: {text}");
         assert!(text.contains("\nmemory\n  used_bytes "), "{text}");
+        let line = text.lines().find(|line| line.contains("checksum")).unwrap();
+        assert!(line.starts_with("  port 80, in: checksum ") && line.ends_with(" 2"));
         let line = text.lines().find(|line| line.starts_with("s1 ")).unwrap();
         let words: Vec<_> = line.split_whitespace().collect();
         assert_eq!(words, ["s1", "3", "17", "18", "2", "rx_ring_full=5"]);

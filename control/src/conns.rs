@@ -335,6 +335,7 @@ mod tests {
             local: "10.9.1.2:80".parse().unwrap(),
             state: "ESTAB",
             mode,
+            fallback: None,
             token: if multipath { 0x13ba_c87f } else { 0 },
             remote_token: if multipath { 0xc71f_9ce4 } else { 0 },
             write_seq: 0xf72f_1ce9_6c27_3de2,

@@ -136,8 +136,18 @@ counters! {
     /// MP_CAPABLE in a SYN that asks for what is not spoken here: answered with plain TCP.
     mp_capable_refused => "MPCapableRefused",
     /// No key with a free token of ours was found: plain TCP.
-    token_exhausted => "MPTCPTokenExhausted",
-    mp_fallback_data => "MPFallbackData",
+    mp_fallback_token_init => "MPFallbackTokenInit",
+    /// Plain TCP because the first text came without DSS or MP_CAPABLE.
+    mp_capable_data_fallback => "MPCapableDataFallback",
+    /// Because later text had no mapping, or an acknowledgment no DATA_ACK.
+    dss_fallback => "DssFallback",
+    /// Because a checksum failed on the only subflow: here, or at the peer.
+    dss_corruption_fallback => "DSSCorruptionFallback",
+    /// Subflows reset because a checksum failed on them.
+    dss_corruption_reset => "DSSCorruptionReset",
+    /// There was reason for it, but what is outstanding is not contiguous, or there are several
+    /// subflows: the subflow is reset.
+    fallback_failed => "FallbackFailed",
     mp_join_no_token => "MPJoinNoTokenFound",
     mp_join_syn_rx => "MPJoinSynRx",
     mp_join_syn_ack_tx => "MPJoinSynAckTx",
@@ -152,7 +162,9 @@ counters! {
     dss_not_matching => "DSSNotMatching",
     dss_checksum_mismatch => "DSSChecksumMismatch",
     /// Text that no mapping ever covered.
-    dss_missing => "DSSMissing",
+    dss_missing => "NoDSSInWindow",
+    /// A subflow that acknowledged text without a DATA_ACK, where there are others.
+    data_ack_missing => "DataAckMissing",
     data_csum_err => "DataCsumErr",
     data_ofo_queue => "OFOQueue",
     duplicate_data => "DuplicateData",
@@ -168,6 +180,7 @@ counters! {
     memory_pressures => "TCPMemoryPressures",
     /// Connections and subflows refused meanwhile.
     memory_refused => "MemoryRefused",
+    infinite_map_tx => "InfiniteMapTx",
     infinite_map_rx => "InfiniteMapRx",
     reinjected_segments => "ReinjectedSegments",
     data_timeouts => "DataTimeouts",

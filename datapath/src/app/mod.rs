@@ -5,7 +5,7 @@
 
 pub mod builtin;
 
-use crate::engine::{Conn, ConnId, Conns};
+use crate::engine::{Conn, ConnId, Conns, Fallback};
 use crate::time::Instant;
 use std::os::fd::BorrowedFd;
 
@@ -24,6 +24,12 @@ pub trait App {
     /// There is room to write again, after a write that was short.
     fn on_writable(&mut self, conn: &mut Conn<'_>) {
         let _ = conn;
+    }
+
+    /// It goes on as plain TCP (RFC 8684 §3.7): nothing changes for its streams, but for what a
+    /// middlebox may do to them. Called once, after `on_open`.
+    fn on_fallback(&mut self, conn: &mut Conn<'_>, cause: Fallback) {
+        let _ = (conn, cause);
     }
 
     /// The connection is gone and `id` with it. Called exactly once for each `on_open`.

@@ -4,6 +4,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::mptcp::Connection;
 use crate::mptcp::connection::End;
+use crate::mptcp::fallback::Fallback;
 use crate::time::Instant;
 use slab::Slab;
 use std::net::SocketAddr;
@@ -61,6 +62,11 @@ impl<'a> Conn<'a> {
     /// The server's address of the initial subflow.
     pub fn local_addr(&self) -> SocketAddr {
         self.connection.local_addr
+    }
+
+    /// Why it is plain TCP, if it began as Multipath TCP (RFC 8684 §3.7).
+    pub fn fallback(&self) -> Option<Fallback> {
+        self.connection.fallback
     }
 
     /// The first contiguous stretch of unread bytes, where they lie. Empty: nothing to read.

@@ -283,7 +283,7 @@ impl Engine {
                 return Some((key, token, idsn));
             }
         }
-        self.metrics.token_exhausted += 1;
+        self.metrics.mp_fallback_token_init += 1;
         None
     }
 
@@ -376,6 +376,12 @@ impl Engine {
             mappings: VecDeque::new(),
             delivered_to: segment.tcp.seq + 1,
             staged: ByteRing::new(staging),
+            spoken: false,
+            confirmed: false,
+            in_step_from: DataSeq(0),
+            snd_base: 0,
+            failed_at: None,
+            fail_due: None,
             reinjections_in_flight: 0,
             syn_ack_due: true,
             syn_ack_sent_at: None,

@@ -6,6 +6,7 @@
 
 mod config;
 mod conn;
+mod fallbacks;
 mod flow;
 mod icmp;
 mod limit;
@@ -15,10 +16,13 @@ mod report;
 mod time_wait;
 
 pub use crate::mptcp::connection::Buffers;
+pub use crate::mptcp::fallback::Fallback;
 pub use config::{EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig};
 pub use conn::{Conn, ConnId, Conns};
 pub use policy::{AddressPolicy, Announce, JoinRule};
-pub use report::{ConnectionPage, ConnectionReport, EngineReport, MemoryReport, SubflowReport};
+pub use report::{
+    ConnectionPage, ConnectionReport, EngineReport, FallbackReport, MemoryReport, SubflowReport,
+};
 
 use crate::app::{App, CloseCause};
 use crate::crypto::Secrets;
@@ -34,6 +38,7 @@ use crate::wheel::TimerWheel;
 use crate::wire::ParseError;
 use crate::wire::frame::{self, Link, Segment};
 use crate::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
+use fallbacks::Fallbacks;
 use flow::{FlowEntry, FlowKey, FlowTable};
 use limit::RateLimit;
 use slab::Slab;
@@ -88,6 +93,7 @@ pub struct Engine {
     entropy: Box<dyn Entropy>,
     draining: bool,
     icmp_limit: RateLimit,
+    fallbacks: Fallbacks,
     pub metrics: Metrics,
 }
 
@@ -130,6 +136,7 @@ impl Engine {
             entropy,
             draining: false,
             icmp_limit: RateLimit::new(icmp::ERRORS_PER_SECOND_MAX),
+            fallbacks: Fallbacks::default(),
             metrics: Metrics::default(),
             config,
         }
@@ -356,6 +363,16 @@ impl Engine {
             connection.app_opened = true;
             self.half_open -= 1;
             app.on_open(&mut Conn::new(connection, &mut self.metrics, now, &[]));
+        }
+        if connection.events.fell_back && connection.app_opened && !connection.app_closed {
+            connection.events.fell_back = false;
+            if let Some(cause) = connection.fallback {
+                self.fallbacks.count(connection.local_addr.port(), cause);
+                app.on_fallback(
+                    &mut Conn::new(connection, &mut self.metrics, now, &[]),
+                    cause,
+                );
+            }
         }
         let mut left = in_place;
         if connection.events.readable && connection.app_opened && !connection.app_closed {

@@ -2,6 +2,7 @@
 
 use super::Engine;
 use crate::crypto;
+use crate::mptcp::fallback::Fallback;
 use crate::mptcp::subflow::{Handshake, Subflow};
 use crate::mptcp::{Connection, Mode};
 use crate::tcp::State;
@@ -21,9 +22,21 @@ pub struct EngineReport {
     pub tokens: usize,
     pub time_wait: usize,
     pub memory: MemoryReport,
+    pub fallbacks: Vec<FallbackReport>,
     /// As many as were asked for. Nobody but tests asks here: see [`Engine::connections_page`].
     #[serde(skip)]
     pub conns: Vec<ConnectionReport>,
+}
+
+/// Connections that began as Multipath TCP and went on as plain TCP (RFC 8684 §3.7).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FallbackReport {
+    /// Of ours, where the initial subflow came in.
+    pub port: u16,
+    pub cause: &'static str,
+    /// `in`: what comes to us was changed on its way; `out`: what we send.
+    pub direction: &'static str,
+    pub count: u64,
 }
 
 /// A part of the list of connections.
@@ -53,6 +66,8 @@ pub struct ConnectionReport {
     pub state: &'static str,
     /// `tcp`, `pending` or `mptcp`.
     pub mode: &'static str,
+    /// Why it is `tcp`, if it began otherwise.
+    pub fallback: Option<&'static str>,
     /// 0 for TCP. Here and below, what `ss` prints in hexadecimal is so in JSON, too.
     #[serde(serialize_with = "hex")]
     pub token: u32,
@@ -168,6 +183,7 @@ impl Engine {
                 pressure: self.memory.is_pressed(),
                 share_bytes: self.memory.share_bytes(),
             },
+            fallbacks: self.fallbacks.report(),
             conns: list.map(|(_, c)| self.connection(now, c)).collect(),
         }
     }
@@ -196,6 +212,7 @@ impl Engine {
                 Mode::Pending => "pending",
                 Mode::Mptcp => "mptcp",
             },
+            fallback: c.fallback.map(Fallback::name),
             token: c.token,
             remote_token: if c.mode == Mode::Mptcp {
                 crypto::token_and_idsn(c.remote_key).0
@@ -206,7 +223,7 @@ impl Engine {
             snd_una: c.snd.snd_una.0,
             snd_nxt: c.snd.snd_nxt.0,
             rcv_nxt: c.rcv.rcv_nxt.0,
-            checksum: c.checksum,
+            checksum: c.checksum && c.mode != Mode::Tcp,
             age_ms: now.since(c.created_at).as_millis() as u64,
             unread_bytes: c.rcv.unread_bytes(),
             out_of_order_bytes: c.rcv.out_of_order_bytes(),
@@ -214,7 +231,7 @@ impl Engine {
             send_buffered_bytes: c.snd.buffered(),
             send_limit_bytes: c.snd.limit(),
             memory_bytes: c.memory_bytes(),
-            subflows: c.subflows.iter().map(|(_, s)| subflow(now, c, s)).collect(),
+            subflows: c.subflows.iter().map(|(_, s)| subflow(now, s)).collect(),
         }
     }
 }
@@ -234,7 +251,7 @@ fn state(c: &Connection) -> &'static str {
     state.name()
 }
 
-fn subflow(now: Instant, c: &Connection, s: &Subflow) -> SubflowReport {
+fn subflow(now: Instant, s: &Subflow) -> SubflowReport {
     let flight = s.tx.flight_segments();
     let open = s.state != State::SynReceived;
     let (capable, joined) = match s.handshake {
@@ -251,7 +268,7 @@ fn subflow(now: Instant, c: &Connection, s: &Subflow) -> SubflowReport {
         joined,
         backup: s.backup,
         local_backup: s.local_backup,
-        fully_established: open && (joined || (capable && c.confirmed)),
+        fully_established: open && (joined || (capable && s.spoken)),
         local_id: s.local_id,
         remote_id: s.remote_id,
         timestamps: s.ts.is_some(),

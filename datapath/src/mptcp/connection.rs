@@ -3,12 +3,13 @@
 use super::address::Addresses;
 use super::close::RST_PERFORMANCE;
 use super::data::{DataReceiver, DataSender};
+use super::fallback::Fallback;
 use super::signal::SignalRow;
-use super::subflow::{Handshake, Subflow};
+use super::subflow::Subflow;
 use crate::engine::{ConnId, Patience};
 use crate::memory::{Allowance, RECEIVE_RESERVE_BYTES, SEND_RESERVE_BYTES};
 use crate::port::IfaceId;
-use crate::seq::DataSeq;
+use crate::seq::{DataSeq, TcpSeq};
 use crate::tcp::State;
 use crate::tcp::timestamp::TsState;
 use crate::time::{Duration, Instant};
@@ -78,6 +79,7 @@ impl Buffers {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Events {
     pub opened: bool,
+    pub fell_back: bool,
     pub readable: bool,
 }
 
@@ -123,10 +125,18 @@ pub struct Connection {
     pub remote_idsn: DataSeq,
     /// DSS checksums both ways (RFC 8684 §3.1, A).
     pub checksum: bool,
-    /// The peer has shown a DSS: Multipath TCP works both ways, no silent fallback any more.
-    pub confirmed: bool,
-    /// The peer uses 8-octet data sequence numbers; so do we (RFC 8684 §3.3.2).
+    /// The peer has used a data sequence number of 8 octets: its DATA_ACKs have to have as many
+    /// (RFC 8684 §3.3.2).
     pub eight_octets: bool,
+    /// Why it is plain TCP, if it began otherwise.
+    pub fallback: Option<Fallback>,
+    /// The next text or FIN is to tell of the fallback, from this data sequence number on
+    /// (RFC 8684 §3.7).
+    pub infinite_map_due: Option<DataSeq>,
+    /// Text before this left under a mapping, which its retransmissions repeat.
+    pub mapped_to: Option<TcpSeq>,
+    /// After a fallback: what the peer's data sequence numbers are ahead of relative ones, low half.
+    pub rcv_base: Option<u32>,
     pub subflows: Slab<Subflow>,
     /// A subflow beside the initial one was ever taken in.
     pub joined: bool,
@@ -185,8 +195,11 @@ impl Connection {
             local_idsn: DataSeq(0),
             remote_idsn: DataSeq(0),
             checksum: false,
-            confirmed: false,
-            eight_octets: true,
+            eight_octets: false,
+            fallback: None,
+            infinite_map_due: None,
+            mapped_to: None,
+            rcv_base: None,
             subflows: Slab::with_capacity(1),
             joined: false,
             addresses: Addresses::default(),
@@ -528,27 +541,5 @@ impl Connection {
     /// Whether one more may join.
     pub fn has_room_for_subflow(&self) -> bool {
         self.subflows.len() < self.settings.subflows_max
-    }
-
-    /// Falls back to plain TCP on the one subflow there is (RFC 8684 §3.7): subflow and data
-    /// sequence stay in step from here on.
-    pub fn fall_back(&mut self) {
-        debug_assert!(self.subflows.len() <= 1);
-        if self.mode == Mode::Mptcp {
-            // From now on the subflow's acknowledgments are the data's, also the last one.
-            for (_, subflow) in &self.subflows {
-                let relative = subflow.relative_sent(subflow.tx.snd_una);
-                let low = (self.local_idsn.0 as u32).wrapping_add(relative);
-                self.snd.on_ack(self.snd.snd_una.expand(low));
-            }
-        }
-        self.mode = Mode::Tcp;
-        self.checksum = false;
-        // Nothing is sent out of step any more: the subflow alone repeats what is lost.
-        self.snd.reinject.clear();
-        self.data_rto_at = None;
-        for (_, subflow) in &mut self.subflows {
-            subflow.handshake = Handshake::Tcp;
-        }
     }
 }

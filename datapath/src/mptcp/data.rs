@@ -148,6 +148,11 @@ impl DataReceiver {
         kept != self.right_edge && len > self.ahead_bytes(kept)
     }
 
+    /// Octets from `rcv_nxt` on that are taken in if they come.
+    pub fn acceptable_bytes(&self) -> usize {
+        self.ahead_bytes(self.accept_edge())
+    }
+
     /// Octets from `rcv_nxt` to `edge`.
     fn ahead_bytes(&self, edge: DataSeq) -> usize {
         edge.max(self.rcv_nxt).distance(self.rcv_nxt)
@@ -256,6 +261,13 @@ impl DataReceiver {
         let beyond = self.ranges.last().is_some_and(|(_, end)| end.after(dsn));
         if self.fin.is_none() && dsn.at_or_after(self.rcv_nxt) && !beyond {
             self.fin = Some(dsn);
+        }
+    }
+
+    /// Where the stream ends is not known any more, if that was not reached yet.
+    pub fn forget_fin(&mut self) {
+        if !self.fin_taken {
+            self.fin = None;
         }
     }
 

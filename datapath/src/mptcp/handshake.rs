@@ -2,6 +2,7 @@
 
 use super::close::{RST_MIDDLEBOX, RST_MPTCP_SPECIFIC};
 use super::connection::{Connection, Mode};
+use super::fallback::Fallback;
 use super::subflow::Handshake;
 use crate::crypto;
 use crate::metrics::Metrics;
@@ -60,7 +61,7 @@ impl Connection {
                 _ => {
                     // RFC 8684 §3.1, §3.7: no keys, or not ours: plain TCP.
                     metrics.mp_capable_fallback_ack += 1;
-                    self.fall_back();
+                    self.fall_back(Fallback::NoKeys, metrics);
                 }
             },
             Handshake::Join {
@@ -101,6 +102,7 @@ impl Connection {
                 self.rcv.start(self.remote_idsn);
             }
             self.snd.start(self.local_idsn, window);
+            self.subflows[index].on_mapped(segment.tcp.ack, self.local_idsn + 1);
             self.events.opened = true;
             metrics.passive_opens += 1;
         } else {
@@ -115,19 +117,5 @@ impl Connection {
         self.remote_key = remote_key;
         self.remote_idsn = DataSeq(crypto::token_and_idsn(remote_key).1);
         self.rcv.start(self.remote_idsn);
-    }
-
-    /// RFC 8684 §3.7: on the only subflow, before any DSS was seen: text without a mapping, a FIN
-    /// without a DATA_FIN before it, or an acknowledgment of our text without a DATA_ACK.
-    pub(super) fn shows_no_mptcp(&self, index: usize, segment: &Segment<'_>) -> bool {
-        let options = &segment.tcp.options.mptcp;
-        let subflow = &self.subflows[index];
-        // An ADD_ADDR with an IPv6 address leaves no room for a DSS.
-        let speaks = options.dss.is_some()
-            || options.capable.is_some()
-            || options.add_addr.is_some()
-            || options.remove_addr.is_some();
-        let bare = segment.segment_len() == 0 && segment.tcp.ack == subflow.tx.iss + 1;
-        subflow.initial && self.never_joined() && !speaks && !bare
     }
 }

@@ -3,13 +3,15 @@
 //!
 //! [`Connection`] is split by what happens to it: [`receive`] takes segments in and hands their parts
 //! to `handshake`, `options`, [`signal`] and `text`; [`schedule`] decides what goes where and when; [`transmit`]
-//! writes frames, for which [`path_mtu`] finds the size; [`close`] ends things.
+//! writes frames, for which [`path_mtu`] finds the size; [`fallback`] makes plain TCP of it, and [`close`]
+//! ends things.
 
 pub mod address;
 pub mod autotune;
 pub mod close;
 pub mod connection;
 pub mod data;
+pub mod fallback;
 mod handshake;
 mod options;
 pub mod path_mtu;

@@ -1,7 +1,7 @@
 //! The options of a running connection: DSS, signals, and what they say of the stream.
 
 use super::close::RST_MPTCP_SPECIFIC;
-use super::connection::Connection;
+use super::connection::{Connection, Mode};
 use super::subflow::{Announced, Mapping};
 use crate::metrics::Metrics;
 use crate::seq::DataSeq;
@@ -40,7 +40,9 @@ impl Connection {
             && subflow.initial
         {
             // RFC 8684 §3.1: its data parameters are a mapping of the first octets.
-            self.confirmed = true;
+            subflow.spoken = true;
+            // RFC 8684 §3.3.2: its number has 64 bits, though none of them is on the wire.
+            self.eight_octets |= segment.tcp.seq.at_or_before(subflow.rx.rcv_nxt);
             let mapping = Mapping {
                 seq: subflow.rx.irs + 1,
                 dsn: self.remote_idsn + 1,
@@ -48,10 +50,17 @@ impl Connection {
                 checksum,
                 data_fin: false,
             };
+            if !self.has_checksum_agreed(index, checksum, metrics) {
+                return true;
+            }
             room &= self.on_mapping(index, mapping, metrics);
         }
         if let Some(dss) = options.dss {
             room &= self.on_dss(index, segment, &dss, metrics);
+        }
+        if options.fail.is_some() && self.mode == Mode::Mptcp {
+            // Last: the DATA_ACK beside it still counts.
+            self.on_fail(index, metrics);
         }
         room
     }
@@ -63,7 +72,12 @@ impl Connection {
         dss: &Dss,
         metrics: &mut Metrics,
     ) -> bool {
-        self.confirmed = true;
+        let subflow = &mut self.subflows[index];
+        subflow.spoken = true;
+        if dss.data_ack.is_some() && segment.tcp.ack.after(subflow.tx.iss + 1) {
+            // RFC 8684 §3.7: text of ours was acknowledged with a DATA_ACK.
+            subflow.confirmed = true;
+        }
         let window = self.subflows[index].window_of(&segment.tcp);
         if let Some(width) = dss.data_ack {
             let ack = match width {
@@ -83,30 +97,25 @@ impl Connection {
             return true;
         };
         let dsn = match mapping.dsn {
-            DsnWidth::Four(low) => {
-                self.eight_octets = false;
-                self.rcv.rcv_nxt.expand(low)
-            }
-            DsnWidth::Eight(full) => {
-                // RFC 8684 §3.3.2: then the DATA_ACK has 8 octets, too.
-                self.eight_octets = true;
-                DataSeq(full)
-            }
+            DsnWidth::Four(low) => self.rcv.rcv_nxt.expand(low),
+            DsnWidth::Eight(full) => DataSeq(full),
         };
         if mapping.len == 0 {
-            // RFC 8684 §3.7: the infinite mapping comes with the first text that it maps.
-            if !segment.payload.is_empty() {
-                self.on_infinite_mapping(index, metrics);
+            // RFC 8684 §3.7: the infinite mapping comes with the first text that it maps, or with
+            // the end of the stream.
+            if segment.segment_len() > 0 {
+                self.on_infinite_mapping(index, dsn.0 as u32, mapping.subflow_seq, metrics);
             }
             return true;
         }
         let fin_len = usize::from(dss.data_fin);
         let len = usize::from(mapping.len) - fin_len;
-        if self.checksum != mapping.checksum.is_some() {
-            // RFC 8684 §3.3.1: a checksum where none was agreed, or none where one was.
-            metrics.dss_checksum_mismatch += 1;
-            self.reset_subflow(index, RST_MPTCP_SPECIFIC);
+        if !self.has_checksum_agreed(index, mapping.checksum, metrics) {
             return true;
+        }
+        if (dsn + len).after(self.remote_idsn + 1 + usize::from(u16::MAX)) {
+            // Beyond the window of our SYN/ACK: only a DATA_ACK can have let the peer go on.
+            self.subflows[index].confirmed = true;
         }
         if dss.data_fin && len == 0 {
             // RFC 8684 §3.3.3: a DATA_FIN alone maps nothing of the subflow.
@@ -119,6 +128,9 @@ impl Connection {
             self.on_data_fin(index, dsn);
             return true;
         }
+        // RFC 8684 §3.3.2: data with a number of 8 octets is acknowledged with one of 8. It stays so:
+        // a DATA_ACK that covers both kinds has to.
+        self.eight_octets |= matches!(mapping.dsn, DsnWidth::Eight(_));
         let seq = self.subflows[index].rx.irs + mapping.subflow_seq as usize;
         self.on_mapping(
             index,
@@ -133,8 +145,30 @@ impl Connection {
         )
     }
 
+    /// RFC 8684 §3.3.1: a checksum where none was agreed, or none where one was, ends the subflow.
+    fn has_checksum_agreed(
+        &mut self,
+        index: usize,
+        checksum: Option<u16>,
+        metrics: &mut Metrics,
+    ) -> bool {
+        let agreed = self.checksum == checksum.is_some();
+        if !agreed {
+            metrics.dss_checksum_mismatch += 1;
+            self.reset_subflow(index, RST_MPTCP_SPECIFIC);
+        }
+        agreed
+    }
+
     /// `false`: there is no room for it, so neither for the text that it came with.
     fn on_mapping(&mut self, index: usize, mapping: Mapping, metrics: &mut Metrics) -> bool {
+        if let Some(dsn) = self.subflows[index].failed_at
+            && !self.continues(index, &mapping)
+        {
+            // RFC 8684 §3.7: what follows a failed checksum is not contiguous.
+            self.fail_subflow(index, dsn, metrics);
+            return true;
+        }
         if mapping.data_fin && mapping.checksum.is_none() {
             self.on_data_fin(index, mapping.dsn + mapping.len);
         }
@@ -152,26 +186,5 @@ impl Connection {
         self.rcv.announce_fin(dsn);
         // RFC 8684 §3.3.3: also a late copy of it is acknowledged.
         self.subflows[index].rx.ack_now = true;
-    }
-
-    /// The peer falls back (RFC 8684 §3.7). Only the one subflow there is can carry on.
-    fn on_infinite_mapping(&mut self, index: usize, metrics: &mut Metrics) {
-        metrics.infinite_map_rx += 1;
-        let subflow = &self.subflows[index];
-        let relative = subflow.delivered_to.offset_from(subflow.rx.irs) as u32;
-        let in_step =
-            self.rcv.rcv_nxt.0 as u32 == (self.remote_idsn.0 as u32).wrapping_add(relative);
-        if subflow.initial && in_step && self.never_joined() {
-            self.fall_back();
-            // What waited for a mapping has one now.
-            let staged = std::mem::take(&mut self.subflows[index].staged);
-            let (a, b) = staged.slices(0, staged.len());
-            for octets in [a, b] {
-                let dsn = self.rcv.rcv_nxt;
-                self.deliver(dsn, octets, false, metrics);
-            }
-        } else {
-            self.reset_subflow(index, RST_MPTCP_SPECIFIC);
-        }
     }
 }

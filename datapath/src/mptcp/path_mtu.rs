@@ -67,7 +67,8 @@ impl Connection {
 
     /// Octets of a packet with `len` octets of text.
     fn packet_len(&self, index: usize, len: usize) -> usize {
-        self.subflows[index].headers_len() + self.text_options_len(index) + len
+        let subflow = &self.subflows[index];
+        subflow.headers_len() + self.text_options_len_now(index) + len
     }
 
     /// The retransmission timer of subflow `index` has expired, and was told so.
@@ -89,7 +90,7 @@ impl Connection {
     pub fn mtu_probe_len(&self, index: usize, now: Instant) -> Option<usize> {
         let subflow = &self.subflows[index];
         let packet_len = subflow.path_mtu.probe_due(now)?;
-        let options = self.text_options_len(index);
+        let options = self.text_options_len_now(index);
         let probe_len = packet_len.checked_sub(subflow.headers_len() + options)?;
         let needed = probe_len + SEGMENTS_BEHIND_PROBE * subflow.tx.mss;
         let room = self.snd.window_room().min(subflow.tx.window_room());

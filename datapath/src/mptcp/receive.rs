@@ -83,12 +83,15 @@ impl Connection {
             self.on_fastclose(metrics);
             return received;
         }
-        if self.mode == Mode::Mptcp && !self.confirmed && self.shows_no_mptcp(index, segment) {
-            // RFC 8684 §3.7: options vanish before Multipath TCP was seen to work both ways.
-            metrics.mp_fallback_data += 1;
-            self.fall_back();
+        if self.mode == Mode::Mptcp
+            && let Some(cause) = self.shows_no_mptcp(index, segment)
+        {
+            self.on_no_mptcp(index, cause, metrics);
         }
         self.on_acknowledgment(index, now, segment, metrics);
+        if self.fallback.is_some() && self.subflows.contains(index) {
+            self.on_options_after_fallback(index, &segment.tcp.options, metrics);
+        }
         if self.mode == Mode::Mptcp {
             self.on_signals(index, now, segment, metrics);
         }
@@ -369,7 +372,9 @@ impl Connection {
         let our_fin_acked = subflow.tx.flight_is_empty();
         if self.mode == Mode::Tcp {
             // The infinite mapping: the subflow's acknowledgment is the data's.
-            let low = (self.local_idsn.0 as u32).wrapping_add(subflow.relative_sent(snd_una));
+            let low = subflow
+                .snd_base
+                .wrapping_add(subflow.relative_sent(snd_una));
             let dsn = self.snd.snd_una.expand(low);
             self.snd.on_ack(dsn);
             self.snd.window_edge = self.snd.window_edge.max(dsn + window);

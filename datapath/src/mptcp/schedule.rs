@@ -5,6 +5,7 @@
 
 use super::close::RST_MIDDLEBOX;
 use super::connection::{Connection, End, Mode};
+use super::fallback::Fallback;
 use super::subflow::{Reset, Subflow};
 use crate::metrics::Metrics;
 use crate::seq::DataSeq;
@@ -124,6 +125,7 @@ impl Connection {
         }
         subflow.rx.ack_now
             || subflow.fourth_ack_due
+            || subflow.fail_due.is_some()
             || subflow.probe_due
             || subflow.data_fin_due
             || self.signal_due(index)
@@ -209,10 +211,11 @@ impl Connection {
     /// sequence space; it may as well have been lost.
     fn looks_like_tcp(&self) -> bool {
         let bare_fins_lost = self.data_rto_backoff > BARE_DATA_FINS;
-        !self.confirmed
-            && self.never_joined()
+        self.never_joined()
             && self.subflows.iter().all(|(_, s)| {
-                s.tx.flight_is_empty() && (s.tx.snd_una != s.tx.iss + 1 || bare_fins_lost)
+                !s.confirmed
+                    && s.tx.flight_is_empty()
+                    && (s.tx.snd_una != s.tx.iss + 1 || bare_fins_lost && !s.spoken)
             })
     }
 
@@ -251,9 +254,8 @@ impl Connection {
         }
         metrics.data_timeouts += 1;
         self.data_rto_backoff += 1;
-        if self.looks_like_tcp() {
-            metrics.mp_fallback_data += 1;
-            self.fall_back();
+        if self.looks_like_tcp() && self.fall_back(Fallback::NoDataAck, metrics) {
+            metrics.dss_fallback += 1;
             return;
         }
         let over = match self.settings.patience.user_timeout {

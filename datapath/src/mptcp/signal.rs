@@ -71,15 +71,17 @@ impl Connection {
             subflow.backup = prio.backup;
         }
         if let Some(add_addr) = options.add_addr {
-            self.on_add_addr(add_addr, segment.tcp.src_port, metrics);
+            // RFC 8684 §3.7: options get through; an IPv6 address only leaves no room for the DATA_ACK.
+            let believed = self.on_add_addr(add_addr, segment.tcp.src_port, metrics);
+            self.subflows[index].confirmed |= believed;
         }
         if let Some(remove_addr) = options.remove_addr {
             self.on_remove_addr(now, &remove_addr, metrics);
         }
     }
 
-    /// `port`: of the subflow that it came on.
-    fn on_add_addr(&mut self, add_addr: AddAddr, port: u16, metrics: &mut Metrics) {
+    /// `port`: of the subflow that it came on. Returns whether it is the peer's.
+    fn on_add_addr(&mut self, add_addr: AddAddr, port: u16, metrics: &mut Metrics) -> bool {
         let AddAddr {
             address_id,
             address,
@@ -89,9 +91,7 @@ impl Connection {
             metrics.echo_add += 1;
             metrics.port_add += u64::from(add_addr.port.is_some());
             self.addresses.on_echo(&add_addr);
-            // RFC 8684 §3.7: options get through; an IPv6 address only leaves no room for the DATA_ACK.
-            self.confirmed = true;
-            return;
+            return true;
         };
         let expected = crypto::add_addr_hmac(
             self.remote_key,
@@ -103,10 +103,9 @@ impl Connection {
         if !crypto::hmac_64_valid(expected, hmac) {
             // RFC 8684 §3.4.1: silently ignored.
             metrics.add_addr_hmac_failure += 1;
-            return;
+            return false;
         }
         metrics.add_addr += 1;
-        self.confirmed = true;
         metrics.port_add += u64::from(add_addr.port.is_some());
         // RFC 8684 §3.4.1: without a port it is that of the subflow.
         let address = SocketAddr::new(address, add_addr.port.unwrap_or(port));
@@ -115,6 +114,7 @@ impl Connection {
         // Also if it is of no use: or it would come again and again.
         let echoes = self.addresses.owe_echo(add_addr);
         metrics.echo_add_tx_drop += u64::from(!echoes);
+        true
     }
 
     /// RFC 8684 §3.4.2: only what no longer answers is closed. IDs that nobody knows are ignored.

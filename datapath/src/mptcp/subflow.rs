@@ -59,6 +59,17 @@ pub struct SentMapping {
     pub data_fin: bool,
     /// A second copy of octets that another subflow carried first.
     pub reinjection: bool,
+    pub announced: Announcement,
+}
+
+/// What the options of a segment of ours say of its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announcement {
+    /// Nothing: plain TCP.
+    Nothing,
+    Mapping,
+    /// It is the first after a fallback: an infinite mapping (RFC 8684 §3.7).
+    Infinite,
 }
 
 /// What became of a mapping given to [`Subflow::announce`].
@@ -126,6 +137,20 @@ pub struct Subflow {
     pub delivered_to: TcpSeq,
     /// In order on the subflow from `delivered_to` on, waiting for a mapping or for the rest of one.
     pub staged: ByteRing,
+    /// The peer has sent a DSS, or MP_CAPABLE with data.
+    pub spoken: bool,
+    /// Text of ours was acknowledged here with a DATA_ACK, or the peer sent what takes one to send:
+    /// options pass both ways (RFC 8684 §3.7).
+    pub confirmed: bool,
+    /// From this data sequence number on, all text of ours went out here and in order: relative
+    /// sequence number plus `snd_base`.
+    pub in_step_from: DataSeq,
+    pub snd_base: u32,
+    /// A checksum failed at this data sequence number. What came since is kept until the peer has
+    /// answered our MP_FAIL (RFC 8684 §3.7).
+    pub failed_at: Option<DataSeq>,
+    /// MP_FAIL is to leave on an ACK, with this data sequence number.
+    pub fail_due: Option<DataSeq>,
     /// Segments in flight that are reinjections: with none, data sequence numbers only grow.
     pub reinjections_in_flight: usize,
     pub syn_ack_due: bool,
@@ -217,6 +242,20 @@ impl Subflow {
     /// Relative subflow sequence number; our SYN is 0 (RFC 8684 §3.3.1).
     pub fn relative_sent(&self, seq: TcpSeq) -> u32 {
         seq.0.wrapping_sub(self.tx.iss.0)
+    }
+
+    /// The same of what is received.
+    pub fn relative_received(&self, seq: TcpSeq) -> u32 {
+        seq.0.wrapping_sub(self.rx.irs.0)
+    }
+
+    /// Text leaves at `seq` that is `dsn` in the stream: notes from where on both go in step.
+    pub fn on_mapped(&mut self, seq: TcpSeq, dsn: DataSeq) {
+        let base = (dsn.0 as u32).wrapping_sub(self.relative_sent(seq));
+        if base != self.snd_base || seq == self.tx.iss + 1 {
+            self.snd_base = base;
+            self.in_step_from = dsn;
+        }
     }
 
     /// Takes in a mapping the peer announced.

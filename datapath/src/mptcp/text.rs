@@ -4,7 +4,7 @@ use super::close::RST_MIDDLEBOX;
 use super::connection::{Connection, Mode};
 use super::data::Delivered;
 use super::receive::Received;
-use super::subflow::{Mapping, Reset};
+use super::subflow::Mapping;
 use crate::memory::RECEIVE_RESERVE_BYTES;
 use crate::metrics::Metrics;
 use crate::seq::{DataSeq, TcpSeq};
@@ -12,7 +12,6 @@ use crate::tcp::receiver::Accepted;
 use crate::time::Instant;
 use crate::wire::checksum;
 use crate::wire::frame::Segment;
-use crate::wire::mptcp::MpTcprst;
 use crate::wire::tcp::TcpFlags;
 use std::ops::Range;
 
@@ -91,6 +90,13 @@ impl Connection {
             metrics.rcv_queue_drop += 1;
             return false;
         }
+        if subflow.failed_at.is_some()
+            && end.distance(subflow.delivered_to) > self.rcv.acceptable_bytes()
+        {
+            // It is all kept until it is known what becomes of it.
+            metrics.rcv_queue_drop += 1;
+            return false;
+        }
         if self.take_memory(self.growth_for(index, seq, end)) {
             return true;
         }
@@ -149,14 +155,18 @@ impl Connection {
         in_place: bool,
         metrics: &mut Metrics,
     ) -> Range<usize> {
-        if self.mode == Mode::Tcp {
-            self.subflows[index].delivered_to = seq + text.len();
-            let dsn = self.rcv.rcv_nxt;
-            return self.deliver(dsn, text, in_place, metrics);
-        }
         let subflow = &mut self.subflows[index];
         if subflow.reset.is_some() {
             // RFC 8684 §3.7: nothing behind a failed checksum is believed.
+            return 0..0;
+        }
+        if self.mode == Mode::Tcp {
+            subflow.delivered_to = seq + text.len();
+            let dsn = self.rcv.rcv_nxt;
+            return self.deliver(dsn, text, in_place, metrics);
+        }
+        if subflow.failed_at.is_some() {
+            subflow.staged_push(text);
             return 0..0;
         }
         if subflow.staged.is_empty()
@@ -170,11 +180,12 @@ impl Connection {
                 return self.deliver(dsn, text, in_place, metrics);
             }
             if mapping.checksum.is_some() && exact {
-                subflow.delivered_to = seq + text.len();
                 let sum = sum.unwrap_or_else(|| checksum::sum(text));
                 if !self.verify(index, &mapping, sum, metrics) {
+                    self.subflows[index].staged_push(text);
                     return 0..0;
                 }
+                self.subflows[index].delivered_to = seq + text.len();
                 return self.deliver(dsn, text, in_place, metrics);
             }
         }
@@ -186,6 +197,8 @@ impl Connection {
     /// Moves whatever is mapped, and verified where checksums are on, from staging to the data
     /// level.
     fn drain_staged(&mut self, index: usize, metrics: &mut Metrics) {
+        // RFC 8684 §3.3.1: within a window of text a mapping has to come.
+        let unmapped_max_bytes = UNMAPPED_MAX_BYTES.min(self.rcv.limit_bytes());
         let mut staged = std::mem::take(&mut self.subflows[index].staged);
         let mut seq = self.subflows[index].delivered_to;
         while !staged.is_empty() {
@@ -202,7 +215,7 @@ impl Connection {
                 }
                 let sum = checksum::combine_at(checksum::sum(a), checksum::sum(b), a.len());
                 if !self.verify(index, &mapping, sum, metrics) {
-                    return;
+                    break;
                 }
             }
             let dsn = mapping.dsn + from;
@@ -212,7 +225,7 @@ impl Connection {
             seq += len;
         }
         let subflow = &mut self.subflows[index];
-        let unmapped = subflow.mapping_at(seq).is_none() && staged.len() >= UNMAPPED_MAX_BYTES;
+        let unmapped = subflow.mapping_at(seq).is_none() && staged.len() >= unmapped_max_bytes;
         subflow.delivered_to = seq;
         subflow.staged = staged;
         if unmapped {
@@ -221,8 +234,8 @@ impl Connection {
         }
     }
 
-    /// RFC 8684 §3.3.1, §3.7. A mapping that does not add up ends its subflow, and its octets are
-    /// not delivered: another subflow brings them again.
+    /// RFC 8684 §3.3.1, §3.7. A mapping that does not add up is not delivered: its subflow ends, and
+    /// another one brings its octets again, or the connection falls back on the one there is.
     fn verify(&mut self, index: usize, mapping: &Mapping, sum: u16, metrics: &mut Metrics) -> bool {
         let Some(expected) = mapping.checksum else {
             return true;
@@ -236,17 +249,7 @@ impl Connection {
             }
             return true;
         }
-        metrics.data_csum_err += 1;
-        let reason = MpTcprst {
-            transient: false,
-            reason: RST_MIDDLEBOX,
-        };
-        let reset = Reset {
-            reason: Some(reason),
-            fail_dsn: Some(mapping.dsn.0),
-            fastclose_key: None,
-        };
-        self.subflows[index].reset = Some(reset);
+        self.on_checksum_failure(index, mapping.dsn, metrics);
         false
     }
 

@@ -2,7 +2,7 @@
 
 use super::address::{LocalAddress, Signal};
 use super::connection::{Connection, End, Mode};
-use super::subflow::{Handshake, SentMapping};
+use super::subflow::{Announcement, Handshake, SentMapping};
 use crate::crypto;
 use crate::metrics::Metrics;
 use crate::seq::{DataSeq, TcpSeq};
@@ -44,9 +44,9 @@ impl Connection {
         }
         let reports = subflow.rx.out_of_order_bytes() > 0
             || subflow.sack_permitted && subflow.rx.has_duplicate();
-        if subflow.rx.ack_now && reports {
+        if subflow.rx.ack_now && reports || subflow.fail_due.is_some() {
             // RFC 5681 §4.2, RFC 2018 §4, RFC 2883 §4: a hole or a duplicate is told at once and by
-            // itself: text would count as no duplicate ACK and leaves SACK no room.
+            // itself: text would count as no duplicate ACK and leaves SACK no room. Nor MP_FAIL.
             return self.transmit_ack(index, now, frame, metrics);
         }
         if self.signal_due(index) {
@@ -117,7 +117,7 @@ impl Connection {
     ) -> usize {
         metrics.tcp_retrans_segs += 1;
         let dsn = sent.mark.dsn + sent.seq.distance(sent.mark.seq);
-        let mut mapping = (sent.len > 0).then_some(sent.mark);
+        let mut mapping = sent.mark;
         let written = self.write_segment(
             index,
             now,
@@ -169,13 +169,13 @@ impl Connection {
             checksum: None,
             data_fin,
             reinjection: reinjection.is_some(),
+            announced: Announcement::Mapping,
         };
-        let mut mapping = Some(mapping);
+        let mut mapping = self.announce(mapping);
         let written = self.write_segment(index, now, frame, seq, false, dsn, len, &mut mapping);
-        let Some(mapping) = mapping else {
-            return written;
-        };
+        self.on_announced(mapping.announced, seq + len, metrics);
         let subflow = &mut self.subflows[index];
+        subflow.on_mapped(seq, dsn);
         subflow.before_sent(now);
         subflow.tx.on_sent(now, len, false, mapping);
         subflow.reinjections_in_flight += usize::from(mapping.reinjection);
@@ -199,15 +199,19 @@ impl Connection {
     ) -> usize {
         let subflow = &self.subflows[index];
         let seq = subflow.tx.snd_nxt;
-        let mark = SentMapping {
+        let dsn = self.snd.end();
+        let mut mark = self.announce(SentMapping {
             seq,
-            dsn: self.snd.snd_nxt,
+            dsn,
             len: 0,
             checksum: None,
             data_fin: false,
             reinjection: false,
-        };
-        let written = self.write_segment(index, now, frame, seq, true, mark.dsn, 0, &mut None);
+            // A FIN takes no number of the stream.
+            announced: Announcement::Nothing,
+        });
+        let written = self.write_segment(index, now, frame, seq, true, dsn, 0, &mut mark);
+        self.on_announced(mark.announced, seq + 1, metrics);
         if self.mode == Mode::Tcp {
             self.snd.on_fin_sent();
         }
@@ -220,6 +224,32 @@ impl Connection {
         };
         metrics.fins_sent += 1;
         written
+    }
+
+    /// What leaves next under `mapping` as this mode has it.
+    fn announce(&self, mut mapping: SentMapping) -> SentMapping {
+        if self.mode == Mode::Mptcp {
+            return mapping;
+        }
+        mapping.announced = Announcement::Nothing;
+        if let Some(from) = self.infinite_map_due {
+            // RFC 8684 §3.7: it acts retroactively.
+            let before = mapping.dsn.distance(from.min(mapping.dsn));
+            mapping.seq = mapping.seq - before;
+            mapping.dsn = mapping.dsn - before;
+            mapping.announced = Announcement::Infinite;
+        }
+        mapping
+    }
+
+    /// A segment up to `end` has left.
+    fn on_announced(&mut self, announced: Announcement, end: TcpSeq, metrics: &mut Metrics) {
+        if announced == Announcement::Infinite {
+            // RFC 8684 §3.7: one, and it is the last mapping.
+            metrics.infinite_map_tx += 1;
+            self.infinite_map_due = None;
+            self.mapped_to = Some(end);
+        }
     }
 
     /// A segment without text: acknowledgment, window update, probe, fourth ACK or bare DATA_FIN.
@@ -248,12 +278,16 @@ impl Connection {
             let dsn = self.snd.end();
             dss.data_fin = true;
             dss.mapping = Some(DssMapping {
-                dsn: self.width(dsn),
+                dsn: DsnWidth::Eight(dsn.0),
                 subflow_seq: 0,
                 len: 1,
                 checksum: self.checksum.then(|| checksum::dss(dsn.0, 0, 1, 0)),
             });
         } else {
+            if let Some(dsn) = self.subflows[index].fail_due.take() {
+                metrics.mp_fail_tx += 1;
+                options.mptcp.fail = Some(MpFail { dsn: dsn.0 });
+            }
             let room = (TcpOptions::MAX_LEN - options.len()).saturating_sub(4) / 8;
             if self.subflows[index].sack_permitted {
                 self.add_sack(index, &mut options.sack, room, metrics);
@@ -463,21 +497,29 @@ impl Connection {
         written
     }
 
-    /// Octets of options on a segment with text.
+    /// Octets of options on a segment with text that leaves now.
+    pub fn text_options_len_now(&self, index: usize) -> usize {
+        let wide = self.eight_octets || self.mode == Mode::Tcp;
+        let narrow = if wide { 0 } else { 4 };
+        self.text_options_len(index) - narrow
+    }
+
+    /// Octets of options to leave room for on a segment with text.
     pub fn text_options_len(&self, index: usize) -> usize {
-        // Aligned to four octets each: timestamps 12; DSS 4 + DATA_ACK + DSN + 6, checksum 2. Both
-        // numbers are taken at 8 octets: a peer that changes to those must not make a segment grow
+        // Aligned to four octets each: timestamps 12; DSS 4 + DATA_ACK + DSN + 6, checksum 2. The
+        // DATA_ACK is taken at 8 octets: a peer that changes to those must not make a segment grow
         // when it is sent again.
         let timestamps = if self.subflows[index].ts.is_some() {
             12
         } else {
             0
         };
-        let dss = match self.mode {
-            Mode::Mptcp => 28,
-            _ => 0,
-        };
-        timestamps + dss
+        // After a fallback, what left under a mapping leaves under it again.
+        let una = self.subflows[index].tx.snd_una;
+        let mapped = self.mode == Mode::Mptcp
+            || self.infinite_map_due.is_some()
+            || self.mapped_to.is_some_and(|end| una.before(end));
+        timestamps + if mapped { 28 } else { 0 }
     }
 
     /// Timestamps, and DSS with the DATA_ACK (RFC 8684 §3.3.2: on every segment that may carry it).
@@ -496,7 +538,8 @@ impl Connection {
         options
     }
 
-    /// A data sequence number in as many octets as the peer uses (RFC 8684 §3.3.2).
+    /// A DATA_ACK in as many octets as the peer's own numbers need (RFC 8684 §3.3.2). Ours have 8
+    /// always, so that none is ambiguous (§3.3.1).
     fn width(&self, dsn: DataSeq) -> DsnWidth {
         if self.eight_octets {
             DsnWidth::Eight(dsn.0)
@@ -516,15 +559,18 @@ impl Connection {
         fin: bool,
         dsn: DataSeq,
         len: usize,
-        mapping: &mut Option<SentMapping>,
+        mapping: &mut SentMapping,
     ) -> usize {
         let mut options = self.base_options(index, now);
-        if let (Some(dss), Some(mapping)) = (&mut options.mptcp.dss, &*mapping) {
+        if mapping.announced != Announcement::Nothing {
+            let infinite = mapping.announced == Announcement::Infinite;
+            let dss = options.mptcp.dss.get_or_insert_default();
             dss.data_fin = mapping.data_fin;
             dss.mapping = Some(DssMapping {
-                dsn: self.width(mapping.dsn),
+                dsn: DsnWidth::Eight(mapping.dsn.0),
                 subflow_seq: self.subflows[index].relative_sent(mapping.seq),
-                len: mapping.len,
+                len: if infinite { 0 } else { mapping.len },
+                // RFC 8684 §3.3.1: that of an infinite mapping is 0.
                 checksum: self.checksum.then_some(0),
             });
         }
@@ -541,8 +587,9 @@ impl Connection {
             let second = checksum::copy_and_sum(&mut frame[at + a.len()..at + len], b);
             sum = checksum::combine_at(sum, second, a.len());
         }
-        if let (Some(dss), Some(mapping)) = (&mut options.mptcp.dss, mapping)
+        if let Some(dss) = &mut options.mptcp.dss
             && let Some(on_wire) = &mut dss.mapping
+            && mapping.announced == Announcement::Mapping
             && self.checksum
         {
             // RFC 8684 §3.3.1: over the pseudo-header and the octets, the sum of which is known.

@@ -34,6 +34,11 @@ impl State {
         matches!(self, State::Established | State::FinWait1 | State::FinWait2)
     }
 
+    /// The peer's FIN has come, after everything before it.
+    pub fn has_received_fin(self) -> bool {
+        !self.may_receive() && self != State::SynReceived
+    }
+
     /// As `ss` prints it.
     pub fn name(self) -> &'static str {
         match self {

@@ -298,6 +298,14 @@ pub enum DsnWidth {
 }
 
 impl DsnWidth {
+    /// The low 32 bits.
+    pub fn low(self) -> u32 {
+        match self {
+            DsnWidth::Four(low) => low,
+            DsnWidth::Eight(full) => full as u32,
+        }
+    }
+
     #[inline]
     fn parse(r: &mut Reader<'_>, eight: bool) -> Option<DsnWidth> {
         if eight {

@@ -141,7 +141,11 @@ fn an_ipv6_address_with_a_port_fits_and_is_echoed() {
         sim.clients[c].close_write();
         sim.run(|sim| sim.clients[c].closed());
         assert_eq!(sim.clients[c].received().len(), send_bytes);
-        assert_eq!(sim.server.count(|m| m.mp_fallback_data), 0);
+        assert_eq!(
+            sim.server
+                .count(|m| m.dss_fallback + m.mp_capable_data_fallback),
+            0
+        );
         sim.finish();
     }
 }

@@ -1,13 +1,18 @@
 //! Multipath TCP that turns into plain TCP (RFC 8684 §3.1, §3.7).
 
-use crate::model::apps::{Behaviour, ECHO};
+use super::script::{ACK, FIN, SERVER, SYN, Script};
+use crate::model::apps::{Behaviour, ECHO, TestApp};
 use crate::model::client::{ClientConfig, Mode, Quirks};
 use crate::model::middlebox::Meddling;
 use crate::model::net::{Path, Side};
 use crate::model::sim::{Family, Sim, SimConfig};
 use crate::model::subflow::State;
-use crate::model::{assert_same, stream};
+use crate::model::{assert_same, dss_checksum, stream, token_and_idsn};
+use mpx_datapath::engine::{Fallback, FallbackReport, Patience};
+use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::time::Duration;
+use mpx_datapath::wire::mptcp::{CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFail};
+use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions};
 
 /// Both sides send 100,000 octets; `first` says who begins.
 fn exchange(quirks: Quirks, server_first: bool) -> Sim {
@@ -185,4 +190,529 @@ fn another_path_brings_what_one_without_options_took() {
     assert_same(sim.clients[c].received(), &sent);
     assert_same(&sim.app.record().received, &sent);
     sim.finish();
+}
+
+/// A client by hand of a service that asks for checksums: what it sends is as the test has it.
+struct Pen {
+    script: Script,
+    app: TestApp,
+    server_key: u64,
+    ack: TcpSeq,
+    data_ack: u64,
+}
+
+const KEY: u64 = 0x0102_0304_0506_0708;
+const ISS: u32 = 0xffff_ff00;
+
+impl Pen {
+    fn opened(checksum: bool, behaviour: Behaviour) -> Pen {
+        let app = TestApp::new(behaviour);
+        let mut pen = Pen {
+            script: Script::configured(Box::new(app.clone()), Patience::default(), |config| {
+                config.services[0].checksum = checksum;
+            }),
+            app,
+            server_key: 0,
+            ack: TcpSeq(0),
+            data_ack: 0,
+        };
+        let capable = |content| MpCapable {
+            version: 1,
+            flags: MpCapable::FLAG_SHA256,
+            content,
+        };
+        let mut options = TcpOptions::default();
+        options.mptcp.capable = Some(capable(CapableContent::Syn));
+        pen.script.send(ISS, TcpSeq(0), SYN, options, &[]);
+        let (syn_ack, _) = pen.answer();
+        let Some(CapableContent::SynAck { sender_key }) =
+            syn_ack.options.mptcp.capable.map(|c| c.content)
+        else {
+            panic!("MP_CAPABLE is answered: {syn_ack:?}")
+        };
+        (pen.server_key, pen.ack) = (sender_key, syn_ack.seq + 1);
+        pen.data_ack = token_and_idsn(sender_key).1.wrapping_add(1);
+        options.mptcp.capable = Some(capable(CapableContent::Ack {
+            sender_key: KEY,
+            receiver_key: sender_key,
+        }));
+        pen.script.send(ISS + 1, pen.ack, ACK, options, &[]);
+        pen
+    }
+
+    /// Number of octet `at` of our stream.
+    fn dsn(at: usize) -> u64 {
+        token_and_idsn(KEY).1.wrapping_add(1 + at as u64)
+    }
+
+    /// Number of octet `at` of the server's stream.
+    fn server_dsn(&self, at: usize) -> u64 {
+        token_and_idsn(self.server_key)
+            .1
+            .wrapping_add(1 + at as u64)
+    }
+
+    /// DSS of `text` at octet `at` of the subflow and `offset` of the stream; its checksum is that of
+    /// `summed`.
+    fn mapping(&self, at: usize, offset: usize, summed: &[u8]) -> TcpOptions {
+        let (dsn, len) = (Pen::dsn(offset), summed.len() as u16);
+        let mut options = self.data_ack();
+        if let Some(dss) = &mut options.mptcp.dss {
+            dss.mapping = Some(DssMapping {
+                dsn: DsnWidth::Eight(dsn),
+                subflow_seq: 1 + at as u32,
+                len,
+                checksum: Some(dss_checksum(dsn, 1 + at as u32, len, summed)),
+            });
+        }
+        options
+    }
+
+    fn infinite(&self, at: usize, offset: usize) -> TcpOptions {
+        let mut options = TcpOptions::default();
+        options.mptcp.dss = Some(Dss {
+            mapping: Some(DssMapping {
+                dsn: DsnWidth::Eight(Pen::dsn(offset)),
+                subflow_seq: 1 + at as u32,
+                len: 0,
+                checksum: Some(0),
+            }),
+            ..Dss::default()
+        });
+        options
+    }
+
+    fn data_ack(&self) -> TcpOptions {
+        let mut options = TcpOptions::default();
+        options.mptcp.dss = Some(Dss {
+            data_ack: Some(DsnWidth::Eight(self.data_ack)),
+            ..Dss::default()
+        });
+        options
+    }
+
+    fn fail(&self, dsn: u64) -> TcpOptions {
+        let mut options = self.data_ack();
+        options.mptcp.fail = Some(MpFail { dsn });
+        options
+    }
+
+    /// `text` at octet `at` of the subflow.
+    fn send(&mut self, at: usize, options: TcpOptions, text: &[u8]) {
+        let seq = ISS.wrapping_add(1 + at as u32);
+        self.script.send(seq, self.ack, ACK, options, text);
+    }
+
+    fn fin(&mut self, at: usize) {
+        let seq = ISS.wrapping_add(1 + at as u32);
+        self.script
+            .send(seq, self.ack, ACK | FIN, TcpOptions::default(), &[]);
+    }
+
+    /// The one segment that the server sends now.
+    fn answer(&mut self) -> (TcpHeader, usize) {
+        let answers = self.script.answers();
+        let [answer] = answers[..] else {
+            panic!("one segment, not {answers:?}")
+        };
+        answer
+    }
+
+    fn mode(&self) -> &'static str {
+        let report = self.script.engine.report(self.script.now, 1);
+        report.conns.first().map_or("-", |c| c.mode)
+    }
+
+    fn fallbacks(&self) -> Vec<FallbackReport> {
+        self.script.engine.report(self.script.now, 0).fallbacks
+    }
+}
+
+fn counted(cause: &'static str, direction: &'static str) -> Vec<FallbackReport> {
+    vec![FallbackReport {
+        port: SERVER.port(),
+        cause,
+        direction,
+        count: 1,
+    }]
+}
+
+const GOOD: &[u8] = b"an octet is an octet";
+const BEFORE: &[u8] = b"PORT 10,0,0,1,19,136";
+/// As a gateway for applications rewrites it, four octets longer.
+const AFTER: &[u8] = b"PORT 192,0,2,77,201,1,02";
+/// The same in as many octets as before.
+const LIKE: &[u8] = b"PORT 192,0,2,7,9,136";
+const MORE: &[u8] = b"and so on";
+
+/// The gateway has changed the second segment; the server knows by its checksum.
+fn altered(after: &[u8]) -> Pen {
+    let mut pen = Pen::opened(true, Behaviour::default());
+    pen.send(0, pen.mapping(0, 0, GOOD), GOOD);
+    pen.script.wait(Duration::from_secs(1));
+    pen.script.answers();
+    let at = GOOD.len();
+    pen.send(at, pen.mapping(at, at, BEFORE), after);
+    pen
+}
+
+// RFC 8684 §3.7: one subflow, contiguous data: MP_FAIL on an ACK, an infinite mapping, and from where
+// the checksum failed the stream is what comes, as in TCP. Whether the answer in kind comes first or
+// the infinite mapping makes no difference.
+#[test]
+fn a_failed_checksum_on_the_only_subflow_is_answered_by_an_infinite_mapping() {
+    for (answered_in_kind, after) in [(true, AFTER), (false, AFTER), (true, LIKE), (false, LIKE)] {
+        let mut pen = altered(after);
+        let at = GOOD.len();
+        let (ack, len) = pen.answer();
+        assert_eq!((ack.ack, len), (TcpSeq(ISS) + 1 + at + after.len(), 0));
+        assert_eq!(ack.options.mptcp.fail, Some(MpFail { dsn: Pen::dsn(at) }));
+        let dss = ack.options.mptcp.dss.expect("it is not over yet");
+        assert_eq!(dss.data_ack, Some(DsnWidth::Eight(Pen::dsn(at))));
+        assert_eq!(pen.app.record().received, GOOD);
+        assert_eq!((pen.mode(), pen.app.record().fallback), ("mptcp", None));
+
+        if answered_in_kind {
+            pen.send(at + after.len(), pen.fail(pen.data_ack), &[]);
+            assert_eq!(pen.mode(), "tcp");
+        }
+        let next = at + BEFORE.len();
+        pen.send(at + after.len(), pen.infinite(next, next), MORE);
+        assert_eq!(pen.mode(), "tcp");
+        assert_eq!(pen.app.record().received, [GOOD, after, MORE].concat());
+        assert_eq!(pen.app.record().fallback, Some(Fallback::Checksum));
+        assert_eq!(pen.fallbacks(), counted("checksum", "in"));
+        // RFC 8684 §3.7: no DATA_ACK any more, and the FIN is the end of the stream.
+        pen.fin(at + after.len() + MORE.len());
+        let answers = pen.script.answers();
+        let ours: Vec<_> = answers
+            .iter()
+            .filter(|a| !a.0.options.mptcp.is_empty())
+            .collect();
+        let [(fin, 0)] = ours[..] else {
+            panic!("the infinite mapping, on what comes first: {answers:?}")
+        };
+        assert!(fin.flags.contains(FIN));
+        let mapping = fin.options.mptcp.dss.and_then(|dss| dss.mapping);
+        assert_eq!(mapping.map(|m| (m.len, m.checksum)), Some((0, Some(0))));
+        assert!(pen.app.record().peer_finished);
+        let metrics = &pen.script.engine.metrics;
+        assert_eq!(
+            (metrics.data_csum_err, metrics.dss_corruption_fallback),
+            (1, 1)
+        );
+        assert_eq!((metrics.mp_fail_tx, metrics.infinite_map_tx), (1, 1));
+        assert_eq!(metrics.mp_fail_rx, u64::from(answered_in_kind));
+        assert_eq!(metrics.infinite_map_rx, u64::from(!answered_in_kind));
+    }
+}
+
+// RFC 8684 §3.7: what follows is not contiguous: RST with MP_FAIL, and nothing of it is delivered.
+#[test]
+fn a_failed_checksum_in_a_stream_that_is_not_contiguous_resets_the_subflow() {
+    let at = GOOD.len();
+    let reset = |pen: &mut Pen, dsn: u64| {
+        let answers = pen.script.answers();
+        let rst = answers.iter().find(|a| a.0.flags.contains(TcpFlags::RST));
+        let rst = rst.unwrap_or_else(|| panic!("a RST: {answers:?}")).0;
+        assert_eq!(rst.options.mptcp.fail, Some(MpFail { dsn }));
+        let reason = rst.options.mptcp.tcprst.map(|r| r.reason);
+        assert_eq!(reason, Some(6), "middlebox interference");
+        assert_eq!(pen.app.record().received, GOOD);
+        assert_eq!(pen.app.record().fallback, None);
+        assert_eq!(pen.script.engine.metrics.dss_corruption_reset, 1);
+    };
+    // Octets are missing between what came and what failed.
+    let mut pen = Pen::opened(true, Behaviour::default());
+    pen.send(0, pen.mapping(0, 0, GOOD), GOOD);
+    pen.send(at, pen.mapping(at, at + 1, BEFORE), AFTER);
+    reset(&mut pen, Pen::dsn(at + 1));
+    // The peer has not heard of the failure and repeats the octets further on.
+    let mut pen = altered(AFTER);
+    pen.answer();
+    let next = at + AFTER.len();
+    pen.send(next, pen.mapping(next, at, BEFORE), BEFORE);
+    reset(&mut pen, Pen::dsn(at));
+    // An infinite mapping that begins elsewhere.
+    let mut pen = altered(AFTER);
+    pen.answer();
+    pen.send(next, pen.infinite(next, next + 1), MORE);
+    reset(&mut pen, Pen::dsn(at));
+}
+
+/// A download of three segments, of which the first is acknowledged on both levels.
+fn downloading() -> (Pen, Vec<(TcpHeader, usize)>) {
+    const SEGMENT: usize = 1000;
+    let mut pen = Pen::opened(
+        true,
+        Behaviour {
+            send_bytes: 100_000,
+            seed: 3,
+            ..Behaviour::default()
+        },
+    );
+    pen.script.window = 3 * SEGMENT as u16;
+    let sent = pen.script.answers();
+    assert!(sent.len() > 2);
+    let (first, len) = sent[0];
+    pen.ack = first.seq + len;
+    pen.data_ack = pen.server_dsn(len);
+    (pen, sent)
+}
+
+// RFC 8684 §3.7: the peer's MP_FAIL is answered in kind; then one infinite mapping, which begins where
+// the last DATA_ACK stood, and nothing after it; only the subflow's acknowledgments count.
+#[test]
+fn mp_fail_is_answered_in_kind_and_by_an_infinite_mapping() {
+    let (mut pen, sent) = downloading();
+    let failed = pen.data_ack;
+    pen.send(0, pen.fail(failed), &[]);
+    assert_eq!(pen.mode(), "tcp");
+    assert_eq!(pen.app.record().fallback, Some(Fallback::PeerChecksum));
+    assert_eq!(pen.fallbacks(), counted("MP_FAIL", "out"));
+    let answers = pen.script.answers();
+    let (answer, 0) = answers[0] else {
+        panic!("an ACK first: {answers:?}")
+    };
+    assert_eq!(answer.options.mptcp.fail, Some(MpFail { dsn: Pen::dsn(0) }));
+    // Everything else that was in flight arrives; what comes now is new.
+    let end_of = |s: &(TcpHeader, usize)| s.0.seq + s.1;
+    let before = sent.iter().map(end_of).fold(pen.ack, TcpSeq::max);
+    let mut all: Vec<_> = answers[1..].to_vec();
+    let first = pen.ack;
+    for round in 0..20 {
+        pen.ack = all.iter().map(end_of).fold(before, TcpSeq::max);
+        // A DATA_ACK means nothing any more.
+        let options = if round % 2 == 0 {
+            pen.data_ack()
+        } else {
+            TcpOptions::default()
+        };
+        pen.send(0, options, &[]);
+        all.extend(pen.script.answers());
+    }
+    let new: Vec<_> = all
+        .iter()
+        .filter(|a| a.1 > 0 && a.0.seq.at_or_after(before))
+        .collect();
+    let (infinite, _) = new[0];
+    let mapping = infinite.options.mptcp.dss.and_then(|dss| dss.mapping);
+    let mapping = mapping.expect("the first new segment tells of it");
+    assert_eq!((mapping.len, mapping.checksum), (0, Some(0)));
+    assert_eq!(mapping.dsn, DsnWidth::Eight(failed));
+    assert_eq!(
+        mapping.subflow_seq,
+        1 + first.distance(sent[0].0.seq) as u32
+    );
+    assert!(new.len() > 10);
+    assert!(new[1..].iter().all(|a| a.0.options.mptcp.is_empty()));
+    assert_eq!(pen.script.engine.metrics.infinite_map_tx, 1);
+    // Our answer was lost: it is repeated, and nothing else happens.
+    pen.send(0, pen.fail(failed), &[]);
+    let answers = pen.script.answers();
+    assert!(answers.iter().any(|a| a.0.options.mptcp.fail.is_some()));
+    assert_eq!(pen.script.engine.metrics.mp_fail_tx, 2);
+}
+
+// RFC 8684 §3.7: what left under a mapping leaves under it again, checksum and all, after the fallback;
+// and there is room for it in the frame.
+#[test]
+fn after_a_fallback_old_segments_are_repeated_under_their_mapping() {
+    let (mut pen, sent) = downloading();
+    pen.send(0, pen.fail(pen.data_ack), &[]);
+    pen.script.answers();
+    pen.script.wait(Duration::from_secs(2));
+    let again = pen.script.answers();
+    let (again, _) = again[0];
+    assert_eq!(again.seq, sent[1].0.seq);
+    let mapping = |header: &TcpHeader| header.options.mptcp.dss.and_then(|dss| dss.mapping);
+    assert_eq!(mapping(&again), mapping(&sent[1].0));
+    assert!(mapping(&again).is_some_and(|m| m.len > 0));
+    assert_eq!(again.options.mptcp.dss.and_then(|dss| dss.data_ack), None);
+}
+
+// RFC 8684 §3.7: a mapping that the infinite one has no place for: the peer was out of step before it
+// knew. Octets in the wrong place are worse than a reset.
+#[test]
+fn a_mapping_out_of_step_after_a_fallback_ends_the_connection() {
+    for out_of_step in [0, 1] {
+        let (mut pen, _) = downloading();
+        pen.send(0, pen.fail(pen.data_ack), &[]);
+        pen.script.answers();
+        pen.send(0, pen.mapping(0, out_of_step, GOOD), GOOD);
+        let ended = pen.app.record().closed.is_some()
+            || !pen
+                .script
+                .answers()
+                .iter()
+                .all(|a| !a.0.flags.contains(TcpFlags::RST));
+        assert_eq!(ended, out_of_step > 0);
+        assert_eq!(pen.app.record().received.is_empty(), out_of_step > 0);
+    }
+}
+
+// RFC 8684 §3.7, S47: options vanish towards us alone. Until text of ours was acknowledged with a
+// DATA_ACK that is a fallback, after it the loss of the path; both sides of that line.
+#[test]
+fn options_that_vanish_fall_back_before_a_data_ack_and_not_after() {
+    let echo = Behaviour {
+        echo: true,
+        ..Behaviour::default()
+    };
+    for (data_acked, with_text) in [(false, true), (false, false), (true, true), (true, false)] {
+        let mut pen = Pen::opened(true, echo);
+        pen.send(0, pen.mapping(0, 0, GOOD), GOOD);
+        let (echoed, len) = pen.answer();
+        assert_eq!(len, GOOD.len());
+        pen.ack = echoed.seq + len;
+        if data_acked {
+            pen.data_ack = pen.server_dsn(len);
+            pen.send(len, pen.data_ack(), &[]);
+        }
+        let text = if with_text { MORE } else { &[] };
+        pen.send(len, TcpOptions::default(), text);
+        let cause = if with_text {
+            Fallback::NoMapping
+        } else {
+            Fallback::NoDataAck
+        };
+        let fallback = (!data_acked).then_some(cause);
+        assert_eq!(
+            pen.app.record().fallback,
+            fallback,
+            "{data_acked} {with_text}"
+        );
+        let metrics = &pen.script.engine.metrics;
+        assert_eq!(metrics.dss_fallback, u64::from(!data_acked));
+        let received = pen.app.record().received.len();
+        let delivered = if with_text && !data_acked {
+            MORE.len()
+        } else {
+            0
+        };
+        assert_eq!(received, GOOD.len() + delivered);
+    }
+}
+
+// RFC 8684 §3.3.1: text that no mapping covers, a window of it: the subflow is reset; one octet less
+// still waits.
+#[test]
+fn a_window_of_text_without_a_mapping_resets_the_subflow() {
+    let mut pen = Pen::opened(
+        false,
+        Behaviour {
+            echo: true,
+            ..Behaviour::default()
+        },
+    );
+    let text = [7; 1024];
+    let mut options = pen.mapping(0, 0, GOOD);
+    if let Some(mapping) = options
+        .mptcp
+        .dss
+        .as_mut()
+        .and_then(|dss| dss.mapping.as_mut())
+    {
+        mapping.checksum = None;
+    }
+    pen.send(0, options, GOOD);
+    let (echoed, len) = pen.answer();
+    pen.ack = echoed.seq + len;
+    pen.data_ack = pen.server_dsn(len);
+    let mut at = len;
+    for _ in 0..63 {
+        pen.send(at, pen.data_ack(), &text);
+        at += text.len();
+    }
+    pen.send(at, pen.data_ack(), &text[1..]);
+    at += text.len() - 1;
+    let reset = |pen: &mut Pen| {
+        let answers = pen.script.answers();
+        let rst = answers
+            .into_iter()
+            .find(|a| a.0.flags.contains(TcpFlags::RST));
+        rst.map(|a| a.0.options.mptcp.tcprst.map(|r| r.reason))
+    };
+    assert_eq!(reset(&mut pen), None);
+    pen.send(at, pen.data_ack(), &text[..1]);
+    assert_eq!(reset(&mut pen), Some(Some(6)), "middlebox interference");
+    assert_eq!(pen.script.engine.metrics.dss_missing, 1);
+}
+
+// RFC 8684 §3.3.1: a checksum that nobody agreed on, and none where there should be one; in DSS and
+// in the MP_CAPABLE that carries data.
+#[test]
+fn a_checksum_is_there_exactly_where_it_was_agreed() {
+    for agreed in [false, true] {
+        for first in [false, true] {
+            let mut pen = Pen::opened(agreed, Behaviour::default());
+            let mut options = pen.mapping(0, 0, GOOD);
+            let mapping = options
+                .mptcp
+                .dss
+                .as_mut()
+                .and_then(|dss| dss.mapping.as_mut());
+            let mapping = mapping.expect("there is one");
+            if agreed {
+                mapping.checksum = None;
+            }
+            if first {
+                let content = CapableContent::Data {
+                    sender_key: KEY,
+                    receiver_key: pen.server_key,
+                    data_len: mapping.len,
+                    checksum: mapping.checksum,
+                };
+                options.mptcp.dss = None;
+                options.mptcp.capable = Some(MpCapable {
+                    version: 1,
+                    flags: MpCapable::FLAG_SHA256,
+                    content,
+                });
+            }
+            pen.send(0, options, GOOD);
+            let (rst, _) = pen.answer();
+            assert!(rst.flags.contains(TcpFlags::RST));
+            assert_eq!(rst.options.mptcp.tcprst.map(|r| r.reason), Some(1));
+            assert_eq!(pen.script.engine.metrics.dss_checksum_mismatch, 1);
+            assert_eq!(pen.app.record().received, b"");
+        }
+    }
+}
+
+// RFC 8684 §3.3.2: data with a number of 8 octets is acknowledged with as many; until then 4 will do.
+// Ours have 8 always (§3.3.1).
+#[test]
+fn a_data_ack_has_as_many_octets_as_the_numbers_it_answers() {
+    for wide in [false, true] {
+        let mut pen = Pen::opened(
+            true,
+            Behaviour {
+                echo: true,
+                ..Behaviour::default()
+            },
+        );
+        let mut options = pen.mapping(0, 0, GOOD);
+        if let Some(mapping) = options
+            .mptcp
+            .dss
+            .as_mut()
+            .and_then(|dss| dss.mapping.as_mut())
+            && !wide
+        {
+            mapping.dsn = DsnWidth::Four(Pen::dsn(0) as u32);
+        }
+        pen.send(0, options, GOOD);
+        let (echoed, _) = pen.answer();
+        let dss = echoed.options.mptcp.dss.expect("it has a DSS");
+        let next = Pen::dsn(GOOD.len());
+        let expected = if wide {
+            DsnWidth::Eight(next)
+        } else {
+            DsnWidth::Four(next as u32)
+        };
+        assert_eq!(dss.data_ack, Some(expected));
+        let dsn = dss.mapping.map(|m| m.dsn);
+        assert_eq!(dsn, Some(DsnWidth::Eight(pen.server_dsn(0))));
+    }
 }

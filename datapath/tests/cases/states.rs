@@ -645,7 +645,17 @@ fn time_wait_answers_what_takes_no_sequence_space_now_and_then() {
 fn a_duplicate_takes_the_first_place() {
     for multipath in [false, true] {
         let mut peer = Peer::in_state("ESTAB", multipath);
-        peer.send(0, ACK, false, TEXT);
+        let mut options = peer.options();
+        if let Some(dss) = &mut options.mptcp.dss {
+            // RFC 8684 §3.3.2: answered with as many octets, which take the room.
+            dss.mapping = Some(DssMapping {
+                dsn: DsnWidth::Eight(token_and_idsn(KEY).1.wrapping_add(1)),
+                subflow_seq: 1,
+                len: TEXT.len() as u16,
+                checksum: None,
+            });
+        }
+        peer.script.send(peer.seq.0, peer.ack, ACK, options, TEXT);
         peer.send(20, ACK, false, TEXT);
         let at = |n: usize| peer.seq + n;
         let hole = (at(20), at(30));

@@ -2,7 +2,7 @@
 
 use super::stream_octet;
 use mpx_datapath::app::{App, CloseCause, Readiness};
-use mpx_datapath::engine::{Conn, ConnId, Conns};
+use mpx_datapath::engine::{Conn, ConnId, Conns, Fallback};
 use mpx_datapath::time::Instant;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -45,6 +45,8 @@ pub struct Record {
     pub sent: usize,
     pub peer_finished: bool,
     pub closed: Option<CloseCause>,
+    /// Why it went on as plain TCP.
+    pub fallback: Option<Fallback>,
     finished: bool,
     /// Octets that it may take now, where it sips.
     granted: usize,
@@ -265,6 +267,15 @@ impl App for TestApp {
 
     fn on_writable(&mut self, conn: &mut Conn<'_>) {
         self.work(conn);
+    }
+
+    fn on_fallback(&mut self, conn: &mut Conn<'_>, cause: Fallback) {
+        assert_eq!(conn.fallback(), Some(cause));
+        let mut log = self.log.borrow_mut();
+        let record = log.records.get_mut(&self.key(conn.id()));
+        let record = record.expect("on_fallback of a connection that was opened");
+        assert_eq!(record.closed, None, "a callback after on_closed");
+        assert_eq!(record.fallback.replace(cause), None, "on_fallback twice");
     }
 
     fn on_closed(&mut self, id: ConnId, cause: CloseCause) {
