@@ -558,7 +558,11 @@ impl Client {
             let end = self
                 .data_nxt
                 .min(self.data_una + self.config.segment_bytes as u64);
-            self.again.push_front((self.data_una, end));
+            // RFC 8684 §3.7: before that it would be new to a server that fell back.
+            match self.confirmed {
+                true => self.again.push_front((self.data_una, end)),
+                false => self.data_timer = Some(now + DATA_RTO),
+            }
         }
         if self.persist_timer.is_some_and(|t| t <= now) {
             self.persist_timer = None;
