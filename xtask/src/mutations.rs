@@ -46,14 +46,6 @@ const MUTATIONS: &[Mutation] = &[
             blocks.push(left, right + 1);",
     },
     Mutation {
-        name: "SACK: what a peer forgot that it had reported is never sent again",
-        file: "datapath/src/tcp/sender/mod.rs",
-        find: "if self.board.front().is_some_and(|s| s.fate == Fate::Sacked) {
-            self.board.forget_sacked();
-        }",
-        replace: "",
-    },
-    Mutation {
         name: "DSS: every checksum is right",
         file: "datapath/src/mptcp/text.rs",
         find: "dss_valid(mapping.dsn.0, relative, len, sum, expected)",

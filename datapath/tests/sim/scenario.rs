@@ -598,11 +598,7 @@ impl Draw {
             if !self.one_in(3) {
                 continue;
             }
-            let mut meddling = self.meddling();
-            // Parts that are lost every time, of segments whose other parts arrive, are too much yet
-            // for the sender's `is_spurious`.
-            let part_max = scenario.sim.paths[i].mtu.saturating_sub(120);
-            meddling.cuts_at = meddling.cuts_at.min(part_max);
+            let meddling = self.meddling();
             scenario.sim.paths[i].meddling = meddling;
             let weather = scenario.weather.iter_mut().filter(|w| w.1 == i);
             weather.for_each(|w| w.2.meddling = meddling);

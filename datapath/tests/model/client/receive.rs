@@ -313,11 +313,19 @@ impl Client {
         acknowledges: bool,
     ) {
         let Some(dss) = options.mptcp.dss else {
+            // ADD_ADDR may leave no room for a DATA_ACK; it is an ACK all the same.
+            let signals = !options.mptcp.is_empty();
+            let s = &mut self.subflows[i];
+            if s.state == State::JoinWait && signals {
+                s.state = State::Open;
+                (s.timer, s.tries) = (None, 0);
+            }
+            let distrusts = self.config.quirks.distrusts_paths;
             assert!(
-                self.subflows[i].state != State::JoinWait || self.config.quirks.distrusts_paths,
+                s.state != State::JoinWait || distrusts,
                 "the fourth ACK has no DATA_ACK"
             );
-            if acknowledges && self.config.quirks.distrusts_paths {
+            if acknowledges && !signals && distrusts {
                 // RFC 8684 §3.7: an ACK for data without a DATA_ACK: the path swallows options.
                 self.break_off(i, None);
             }

@@ -111,7 +111,11 @@ impl Client {
             false => self.config.segment_bytes,
             true => 1 + self.rng.below(self.config.segment_bytes),
         } as u64;
-        let (start, end) = match self.again.pop_front() {
+        // RFC 8684 §3.7: until options are known to pass, a second copy might go into the stream of a
+        // server that has fallen back.
+        let may_repeat = self.confirmed || !self.config.quirks.distrusts_paths;
+        let again = may_repeat.then(|| self.again.pop_front()).flatten();
+        let (start, end) = match again {
             Some((start, end)) => {
                 let start = start.max(self.data_una);
                 let cut = end.min(start + segment);
