@@ -220,6 +220,8 @@ impl Receiver {
         self.ranges.clear();
         self.recent = None;
         self.reassembly.release();
+        // A duplicate of what is gone would read as if it were there.
+        self.duplicate = self.duplicate.filter(|d| d.1.at_or_before(self.rcv_nxt));
     }
 
     /// Octets kept out of order.
@@ -510,6 +512,19 @@ mod tests {
         for &(start, segments, acknowledged, blocks) in examples {
             assert_eq!(told(start, segments), (acknowledged, blocks.to_vec()));
         }
+    }
+
+    #[test]
+    fn a_duplicate_of_what_was_discarded_is_not_told() {
+        let mut rx = wide_receiver();
+        let first = rx.rcv_nxt;
+        for _ in 0..2 {
+            rx.accept(Instant::ZERO, first + 100, &[0; 100], false);
+        }
+        assert!(rx.has_duplicate());
+        rx.discard_out_of_order();
+        rx.accept(Instant::ZERO, first, &[0; 100], false);
+        assert!(blocks_with_duplicate(&mut rx).is_empty());
     }
 
     #[test]
