@@ -2,48 +2,52 @@
 //! Comparisons are modulo the space: `a.before(b)` means `a < b` where the distance is under half
 //! of it. There is no `Ord`: a total order would be a lie.
 
+/// The rules for either space; containers that serve both are generic over it.
+pub trait Sequence: Copy + Eq + std::fmt::Debug {
+    /// `self - earlier`, negative if `self` is before it.
+    fn offset_from(self, earlier: Self) -> i64;
+
+    /// The number `octets` after `self`.
+    fn offset_by(self, octets: usize) -> Self;
+
+    /// Octets from `earlier` to `self`; the caller knows that `self` is not before it.
+    fn distance(self, earlier: Self) -> usize {
+        debug_assert!(!self.before(earlier), "{self:?} is before {earlier:?}");
+        self.offset_from(earlier) as usize
+    }
+
+    fn before(self, other: Self) -> bool {
+        self.offset_from(other) < 0
+    }
+
+    fn after(self, other: Self) -> bool {
+        self.offset_from(other) > 0
+    }
+
+    fn at_or_before(self, other: Self) -> bool {
+        !self.after(other)
+    }
+
+    fn at_or_after(self, other: Self) -> bool {
+        !self.before(other)
+    }
+
+    fn max(self, other: Self) -> Self {
+        if self.before(other) { other } else { self }
+    }
+
+    fn min(self, other: Self) -> Self {
+        if self.after(other) { other } else { self }
+    }
+}
+
+/// A type with what depends on its width. Its methods are those of [`Sequence`], for callers without the
+/// trait; the rules are not here because mutation testing does not look into macros.
 macro_rules! sequence {
     ($name:ident, $unsigned:ty, $signed:ty, $doc:literal) => {
         #[doc = $doc]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
         pub struct $name(pub $unsigned);
-
-        impl $name {
-            /// `self - earlier`, negative if `self` is before it.
-            pub const fn offset_from(self, earlier: $name) -> $signed {
-                self.0.wrapping_sub(earlier.0) as $signed
-            }
-
-            /// Octets from `earlier` to `self`; the caller knows that `self` is not before it.
-            pub fn distance(self, earlier: $name) -> usize {
-                debug_assert!(!self.before(earlier), "{self:?} is before {earlier:?}");
-                self.0.wrapping_sub(earlier.0) as usize
-            }
-
-            pub const fn before(self, other: $name) -> bool {
-                self.offset_from(other) < 0
-            }
-
-            pub const fn after(self, other: $name) -> bool {
-                self.offset_from(other) > 0
-            }
-
-            pub const fn at_or_before(self, other: $name) -> bool {
-                !self.after(other)
-            }
-
-            pub const fn at_or_after(self, other: $name) -> bool {
-                !self.before(other)
-            }
-
-            pub const fn max(self, other: $name) -> $name {
-                if self.before(other) { other } else { self }
-            }
-
-            pub const fn min(self, other: $name) -> $name {
-                if self.after(other) { other } else { self }
-            }
-        }
 
         impl std::ops::Add<usize> for $name {
             type Output = $name;
@@ -74,24 +78,42 @@ macro_rules! sequence {
                 self + octets
             }
         }
+
+        impl $name {
+            /// `self - earlier`, negative if `self` is before it.
+            pub const fn offset_from(self, earlier: $name) -> $signed {
+                self.0.wrapping_sub(earlier.0) as $signed
+            }
+
+            pub fn distance(self, earlier: $name) -> usize {
+                Sequence::distance(self, earlier)
+            }
+
+            pub fn before(self, other: $name) -> bool {
+                Sequence::before(self, other)
+            }
+
+            pub fn after(self, other: $name) -> bool {
+                Sequence::after(self, other)
+            }
+
+            pub fn at_or_before(self, other: $name) -> bool {
+                Sequence::at_or_before(self, other)
+            }
+
+            pub fn at_or_after(self, other: $name) -> bool {
+                Sequence::at_or_after(self, other)
+            }
+
+            pub fn max(self, other: $name) -> $name {
+                Sequence::max(self, other)
+            }
+
+            pub fn min(self, other: $name) -> $name {
+                Sequence::min(self, other)
+            }
+        }
     };
-}
-
-/// What both spaces have in common, for containers that serve either.
-pub trait Sequence: Copy + Eq + std::fmt::Debug {
-    /// `self - earlier`, negative if `self` is before it.
-    fn offset_from(self, earlier: Self) -> i64;
-
-    /// The number `octets` after `self`.
-    fn offset_by(self, octets: usize) -> Self;
-
-    fn before(self, other: Self) -> bool {
-        self.offset_from(other) < 0
-    }
-
-    fn after(self, other: Self) -> bool {
-        self.offset_from(other) > 0
-    }
 }
 
 sequence!(TcpSeq, u32, i32, "A sequence number of one subflow.");
