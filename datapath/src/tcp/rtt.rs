@@ -123,10 +123,12 @@ mod tests {
         assert_eq!(rtt.rto(), Duration::from_secs(1));
         rtt.on_sample(Instant::ZERO, Duration::from_millis(100));
         assert_eq!(rtt.srtt(), Some(Duration::from_millis(100)));
+        assert_eq!(rtt.rttvar(), Duration::from_millis(50));
         assert_eq!(rtt.rto(), Duration::from_millis(300)); // 100 + 4 * 50
         rtt.on_sample(Instant::ZERO, Duration::from_millis(180));
         // rttvar = 3/4 * 50 + 1/4 * 80 = 57.5; srtt = 7/8 * 100 + 1/8 * 180 = 110
         assert_eq!(rtt.srtt(), Some(Duration::from_millis(110)));
+        assert_eq!(rtt.rttvar(), Duration::from_micros(57_500));
         assert_eq!(rtt.rto(), Duration::from_millis(340));
     }
 
@@ -156,6 +158,18 @@ mod tests {
         rtt.on_progress();
         assert_eq!((rtt.rto(), rtt.backoff()), (RTO_MAX, 0));
         rtt.on_sample(Instant::ZERO, Duration::from_millis(1));
-        assert_eq!(rtt.rto(), rto);
+        assert_eq!((rtt.rto(), rtt.doublings()), (rto, 0));
+    }
+
+    #[test]
+    fn a_spurious_timeout_was_none() {
+        let mut rtt = RttEstimator::default();
+        rtt.on_timeout();
+        rtt.on_timeout();
+        assert_eq!((rtt.backoff(), rtt.doublings()), (2, 2));
+        assert_eq!(rtt.rto(), RTO_INITIAL * 4);
+        rtt.on_spurious_timeout();
+        assert_eq!((rtt.backoff(), rtt.doublings()), (0, 0));
+        assert_eq!(rtt.rto(), RTO_INITIAL);
     }
 }

@@ -56,6 +56,7 @@ fn resend(tx: &mut Sender<()>, ms: u64) -> Vec<usize> {
     while tx.retransmission_ready() {
         let lost = tx.next_lost(MSS).expect("one is ready");
         again.push(lost.sent.seq.distance(tx.iss + 1) / MSS);
+        assert!(again.len() <= tx.board.len(), "for ever: {again:?}");
         tx.on_retransmitted(Instant::from_millis(ms), lost.at);
     }
     again
@@ -67,6 +68,7 @@ fn send_new(tx: &mut Sender<()>, ms: u64) -> usize {
     while tx.in_flight() + MSS <= tx.window() {
         tx.on_sent(Instant::from_millis(ms), MSS, false, ());
         sent += 1;
+        assert!(sent < 100, "for ever");
     }
     sent
 }
@@ -528,6 +530,7 @@ fn a_smaller_path_cuts_what_is_in_flight_and_keeps_the_window() {
     let mut cut = Vec::new();
     while let Some(lost) = tx.next_lost(600) {
         cut.push((lost.sent.seq.distance(tx.iss + 1), lost.sent.len, lost.cut));
+        assert!(cut.len() <= 6, "for ever: {cut:?}");
         tx.on_retransmitted(Instant::from_millis(1), lost.at);
     }
     let pieces = |n: usize| [(n * MSS, 600, true), (n * MSS + 600, 400, false)];
@@ -669,6 +672,7 @@ fn a_window_leaves_at_the_pace_of_the_path() {
     while tx.cwnd_room() {
         tx.on_sent(Instant::from_millis(1000), MSS, false, ());
         sent += 1;
+        assert!(sent <= 10, "{tx:?}");
     }
     assert_eq!(sent, 10, "{tx:?}");
     let held = tx.pacer.held_until.is_some();
@@ -860,4 +864,22 @@ fn window_is_taken_from_the_newest_segment_only() {
     assert_eq!(tx.snd_wnd, 500);
     assert!(tx.update_window(TcpSeq(5), tx.snd_una, 0));
     assert_eq!(tx.window_room(), 0);
+}
+
+// RFC 9293 §3.4: the FIN has a number behind the text, and no octets.
+#[test]
+fn a_fin_stays_in_flight_when_its_text_is_acknowledged() {
+    let mut tx = sender(true, 1);
+    tx.on_sent(Instant::ZERO, 500, true, ());
+    let (fin, none) = (at(&tx, 1) + 500, SackBlocks::default());
+    assert_eq!((tx.snd_nxt, tx.in_flight()), (fin + 1, MSS + 501));
+    tx.on_ack(Instant::ZERO, fin, &none, false, |_| false, |_| {});
+    let left: Vec<_> = tx.flight().map(|s| (s.seq, s.len, s.fin)).collect();
+    assert_eq!((left, tx.in_flight()), (vec![(fin, 0, true)], 1));
+    tx.on_timeout(Instant::from_millis(1000));
+    let lost = tx.next_lost(MSS).expect("the FIN");
+    assert_eq!((lost.sent.seq, lost.sent.len, lost.cut), (fin, 0, false));
+    tx.on_retransmitted(Instant::from_millis(1000), lost.at);
+    tx.on_ack(Instant::ZERO, fin + 1, &none, false, |_| false, |_| {});
+    assert!(tx.flight_is_empty() && tx.in_flight() == 0);
 }
