@@ -470,3 +470,6 @@ pub struct LostSegment<M> {
     /// It was cut: what is left of it is a segment more.
     pub cut: bool,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+use super::*;
+use proptest::prelude::*;
+
+/// A scoreboard and what should be on it.
+struct Flight {
+    board: Scoreboard<()>,
+    /// Where the next segment begins.
+    end: TcpSeq,
+    /// Octets of which it was the news that they arrived.
+    arrived: usize,
+}
+
+/// Something that happens to it, and two numbers that say where.
+type Event = (u8, usize, usize);
+
+fn happen(flight: &mut Flight, ms: u64, (what, a, b): Event) {
+    let Flight {
+        board,
+        end,
+        arrived,
+    } = flight;
+    let now = Instant::from_millis(ms);
+    let mut delivered = Delivered::new(now, None);
+    let before: Vec<_> = board.iter().copied().collect();
+    let (i, j) = match before.len() {
+        0 => (0, 0),
+        len => (a % len, a % len + b % (len - a % len)),
+    };
+    match what {
+        0 | 1 => {
+            let len = 1 + a % 4;
+            board.push(Sent {
+                seq: *end,
+                len,
+                fin: false,
+                mark: (),
+                sent_at: now,
+                previous_at: None,
+                fate: Fate::Outstanding,
+            });
+            *end += len;
+        }
+        _ if before.is_empty() => {}
+        2 => {
+            let ack = before[i].seq + b % (before[i].space() + 1);
+            let mut whole = 0;
+            board.acknowledge(ack, &mut delivered, &|_| false, &mut |_| whole += 1);
+            assert_eq!(board.len(), before.len() - whole);
+            assert!(board.front().is_none_or(|sent| sent.seq.at_or_after(ack)));
+        }
+        3 => {
+            let block = (before[i].seq, before[j].end());
+            board.sack(block, &mut delivered, &|_| false);
+            for (at, (sent, was)) in board.iter().zip(&before).enumerate() {
+                let inside = (i..=j).contains(&at);
+                assert_eq!(sent.fate, if inside { Fate::Sacked } else { was.fate });
+            }
+            let news = before[i..=j].iter().any(|was| was.fate != Fate::Sacked);
+            assert_eq!(delivered.sacked, news);
+        }
+        4 => {
+            // Whatever left by then is overdue.
+            let since = Instant::from_millis(ms * a as u64 / 1000);
+            let next = board.mark_lost_in_time_order(|sent_at, _| {
+                if sent_at <= since {
+                    TimeVerdict::Lost
+                } else {
+                    TimeVerdict::LostAt(sent_at)
+                }
+            });
+            let left = before.iter().filter(|was| was.fate == Fate::Outstanding);
+            let late = left.clone().filter(|was| was.sent_at > since);
+            assert_eq!(next, late.clone().map(|was| was.sent_at).min());
+            assert_eq!(board.pipe, late.map(Sent::space).sum());
+        }
+        5 => {
+            let first = before.iter().position(|was| was.fate == Fate::Lost);
+            let text_max = 1 + b % 4;
+            let lost = board.first_lost(text_max);
+            assert_eq!(lost.map(|lost| lost.at), first);
+            if let (Some(lost), Some(at)) = (lost, first) {
+                assert_eq!(lost.cut, before[at].len > text_max);
+                assert_eq!(lost.sent.len, before[at].len.min(text_max));
+                board.retransmitted(now, lost.at);
+            }
+        }
+        6 => board.mark_lost(i),
+        7 => board.retransmitted(now, i),
+        8 => board.unmark_lost(),
+        _ => {
+            let sacked = before.iter().filter(|was| was.fate == Fate::Sacked);
+            *arrived -= sacked.map(Sent::space).sum::<usize>();
+            board.forget_sacked();
+        }
+    }
+    *arrived += delivered.bytes;
+}
+
+proptest! {
+    /// What is counted is what the segments say, and every octet arrives once.
+    #[test]
+    fn the_scoreboard_counts_right_whatever_happens(
+        events in prop::collection::vec((0u8..10, 0usize..1000, 0usize..1000), 1..80),
+    ) {
+        let first = TcpSeq(u32::MAX - 20);
+        let mut flight = Flight { board: Scoreboard::new(first), end: first, arrived: 0 };
+        let all = events.into_iter().chain([(0, 1, 0), (0, 2, 0), (2, 0, 0)]);
+        for (ms, event) in (1..).zip(all) {
+            happen(&mut flight, ms, event);
+            let Flight { board, end, arrived } = &flight;
+            let of = |fate| board.iter().filter(move |sent| sent.fate == fate);
+            assert_eq!(board.pipe, of(Fate::Outstanding).map(Sent::space).sum());
+            assert_eq!(board.lost_segments, of(Fate::Lost).count());
+            assert_eq!(board.sacked_segments, of(Fate::Sacked).count());
+            let mut ends = board.iter().map(Sent::end);
+            assert!(board.iter().skip(1).all(|sent| ends.next() == Some(sent.seq)));
+            let sacked: usize = of(Fate::Sacked).map(Sent::space).sum();
+            let una = board.front().map_or(*end, |sent| sent.seq);
+            assert_eq!(*arrived, una.distance(first) + sacked);
+        }
+    }
+}
