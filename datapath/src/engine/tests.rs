@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::app::builtin::Discard;
+use crate::mptcp::subflow::Reset;
 use crate::rand::ChaChaEntropy;
+use crate::tcp::State;
 use crate::tcp::congestion::{Ack, Algorithm, CongestionControl};
 use crate::time::Duration;
 use crate::wire::checksum;
@@ -78,7 +80,14 @@ fn syn_ack(engine: &mut Engine, now: Instant) -> TcpSeq {
     segment.tcp.seq + 1
 }
 
-fn discarding(now: Instant) -> Engine {
+const BUFFERS: Buffers = Buffers {
+    receive_initial_bytes: 100_000,
+    receive_max_bytes: 8_000_000,
+    send_initial_bytes: 100_000,
+    send_max_bytes: 8_000_000,
+};
+
+fn discarding(now: Instant, buffers: Buffers) -> Engine {
     let service = ServiceConfig {
         name: "discard".into(),
         listen: vec![SERVER.parse().expect("an address")],
@@ -89,15 +98,23 @@ fn discarding(now: Instant) -> Engine {
         ecn: false,
         patience: Patience::default(),
     };
-    let config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
+    let mut config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
+    config.buffers = buffers;
     let entropy = Box::new(ChaChaEntropy::deterministic(1));
     Engine::new(config, vec![Box::new(Discard)], now, entropy)
 }
 
-#[test]
-fn a_coupled_algorithm_sees_every_subflow_and_others_cost_nothing() {
+/// A plain TCP connection, to which a second one's subflow was added as if it had joined. Round trips
+/// of 10 and 30 ms; then it is `now`, and the first expects `ack`.
+struct Rig {
+    engine: Engine,
+    now: Instant,
+    ack: TcpSeq,
+}
+
+fn two_subflows(buffers: Buffers) -> Rig {
     let mut now = Instant::from_millis(1000);
-    let mut engine = discarding(now);
+    let mut engine = discarding(now, buffers);
     let mut first = TcpSeq(0);
     for (port, rtt_ms) in [(5000, 10), (5001, 30)] {
         send(&mut engine, now, port, 1, TcpSeq(0), TcpFlags::SYN);
@@ -110,15 +127,27 @@ fn a_coupled_algorithm_sees_every_subflow_and_others_cost_nothing() {
     }
     send(&mut engine, now, 5000, 2, first, TcpFlags::ACK);
     assert_eq!(engine.connections[0].subflows[0].tx.siblings.capacity(), 0);
-
-    // As if the second had joined the first.
     let second = engine.connections[1].subflows.remove(0);
+    engine.connections[0].add_subflow(second);
+    Rig {
+        engine,
+        now,
+        ack: first,
+    }
+}
+
+#[test]
+fn a_coupled_algorithm_sees_every_subflow_and_others_cost_nothing() {
+    let Rig {
+        mut engine,
+        now,
+        ack,
+    } = two_subflows(BUFFERS);
     let connection = &mut engine.connections[0];
-    connection.add_subflow(second);
     connection.subflows[0].tx.cc = Box::new(Coupled);
     let mut buffer = None;
     for _ in 0..3 {
-        send(&mut engine, now, 5000, 2, first, TcpFlags::ACK);
+        send(&mut engine, now, 5000, 2, ack, TcpFlags::ACK);
         let siblings = &engine.connections[0].subflows[0].tx.siblings;
         let seen: Vec<_> = siblings
             .iter()
@@ -138,7 +167,7 @@ fn a_coupled_algorithm_sees_every_subflow_and_others_cost_nothing() {
 #[test]
 fn the_timer_wheel_holds_a_few_entries_of_a_connection_and_no_more() {
     let mut now = Instant::from_millis(1000);
-    let mut engine = discarding(now);
+    let mut engine = discarding(now, BUFFERS);
     send(&mut engine, now, 5000, 1, TcpSeq(0), TcpFlags::SYN);
     let ack = syn_ack(&mut engine, now);
     send(&mut engine, now, 5000, 2, ack, TcpFlags::ACK);
@@ -161,4 +190,81 @@ fn the_timer_wheel_holds_a_few_entries_of_a_connection_and_no_more() {
         assert!(engine.wheel.len() <= 4, "{} after {n}", engine.wheel.len());
     }
     assert_eq!(engine.connections[0].subflows[0].bytes_received, 10_000);
+}
+
+// RFC 8684 §3.3.1: one window, that of the data level, in the units of each subflow.
+#[test]
+fn the_window_is_advertised_in_the_units_of_the_subflow() {
+    let mut rig = two_subflows(BUFFERS);
+    let connection = &mut rig.engine.connections[0];
+    connection.subflows[1].rcv_wscale = 7;
+    assert_eq!(connection.advertised_window(0), (65_535, 65_535));
+    assert_eq!(connection.advertised_window(1), (781, 781 << 7));
+}
+
+/// A connection with all but 5 octets of its window full, which were advertised.
+fn full(buffers: Buffers) -> Rig {
+    let mut rig = two_subflows(buffers);
+    let rcv = &mut rig.engine.connections[0].rcv;
+    rcv.on_advertised(buffers.receive_initial_bytes);
+    let text = vec![0; buffers.receive_initial_bytes - 5];
+    rcv.accept(rcv.rcv_nxt, &text, false);
+    assert_eq!(rcv.window_bytes(), 5);
+    rig
+}
+
+// RFC 9293 §3.8.6.2.2: an update is worth two segments or half the buffer, and nothing once the peer
+// has said all.
+#[test]
+fn a_window_update_is_due_from_two_segments_or_half_the_buffer_on() {
+    let mss = two_subflows(BUFFERS).engine.connections[0].subflows[0]
+        .tx
+        .mss;
+    let small = Buffers {
+        receive_initial_bytes: 1500,
+        receive_max_bytes: 1500,
+        ..BUFFERS
+    };
+    for (buffers, worth) in [(BUFFERS, 2 * mss), (small, 750)] {
+        let mut rig = full(buffers);
+        let connection = &mut rig.engine.connections[0];
+        connection.rcv.consume(worth - 1);
+        assert_eq!(connection.window_update_due(), None);
+        connection.rcv.consume(1);
+        assert_eq!(connection.window_update_due(), Some(0));
+        connection.rcv.announce_fin(connection.rcv.rcv_nxt);
+        assert!(connection.rcv.take_fin());
+        assert_eq!(connection.window_update_due(), None);
+    }
+}
+
+#[test]
+fn a_window_update_leaves_where_the_window_was_filled_or_where_it_can() {
+    let mut rig = full(BUFFERS);
+    let connection = &mut rig.engine.connections[0];
+    connection.rcv.consume(50_000);
+    connection.last_received_on = 1;
+    assert_eq!(connection.window_update_due(), Some(1));
+    connection.subflows[1].state = State::SynReceived;
+    assert_eq!(connection.window_update_due(), Some(0));
+    connection.subflows[1].state = State::Established;
+    connection.subflows[1].reset = Some(Reset::default());
+    assert_eq!(connection.window_update_due(), Some(0));
+    connection.subflows.remove(1);
+    assert_eq!(connection.window_update_due(), Some(0));
+}
+
+// The window follows what the application takes in the longest round trip of all paths, once it is
+// there to take anything.
+#[test]
+fn buffers_are_sized_by_the_slowest_path_and_for_an_open_application() {
+    for (wait_ms, is_open, grows) in [(30, true, true), (29, true, false), (30, false, false)] {
+        let mut rig = two_subflows(BUFFERS);
+        let connection = &mut rig.engine.connections[0];
+        connection.app_opened = is_open;
+        connection.tune_buffers(rig.now);
+        connection.rcv.rcv_nxt += 90_000;
+        connection.tune_buffers(rig.now + Duration::from_millis(wait_ms));
+        assert_eq!(connection.rcv.limit_bytes() > 100_000, grows);
+    }
 }

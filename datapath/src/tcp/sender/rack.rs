@@ -108,3 +108,37 @@ impl Rack {
         sent_at + self.rtt + reo_wnd <= now
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // RFC 8985 §6.2 step 4.
+    #[test]
+    fn the_window_grows_once_a_round_and_is_small_again_after_sixteen_recoveries() {
+        let mut rtt = RttEstimator::default();
+        rtt.on_sample(Instant::ZERO, Duration::from_millis(100));
+        let quarters = |rack: &Rack| rack.reo_wnd(&rtt, false, 0).as_millis() / 25;
+        let mut rack = Rack::default();
+        assert_eq!(quarters(&rack), 1);
+        rack.on_dsack(TcpSeq(1000));
+        rack.on_advance(TcpSeq(999));
+        rack.on_dsack(TcpSeq(2000));
+        assert_eq!(quarters(&rack), 2, "the round ends at 1000");
+        rack.on_advance(TcpSeq(1000));
+        rack.on_dsack(TcpSeq(2000));
+        assert_eq!(quarters(&rack), 3);
+        for _ in 1..REO_WND_PERSIST {
+            rack.on_recovery_end();
+        }
+        assert_eq!(quarters(&rack), 3);
+        rack.on_recovery_end();
+        assert_eq!(quarters(&rack), 1);
+        // A round trip at most.
+        for n in 0..10 {
+            rack.on_advance(TcpSeq(2000 + n));
+            rack.on_dsack(TcpSeq(2001 + n));
+        }
+        assert_eq!(quarters(&rack), 4);
+    }
+}

@@ -95,3 +95,85 @@ impl TailProbe {
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const END: TcpSeq = TcpSeq(5);
+    /// Of the last segment, which the probe repeats.
+    const BLOCK: (TcpSeq, TcpSeq) = (TcpSeq(u32::MAX - 5), END);
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// After how long a probe leaves.
+    fn wait(
+        probe: &mut TailProbe,
+        wanted: bool,
+        one: bool,
+        srtt: Option<Duration>,
+        rto: Option<Duration>,
+    ) -> Option<Duration> {
+        let now = Instant::from_millis(7);
+        probe.schedule(now, wanted, one, srtt, rto.map(|rto| now + rto));
+        probe.at.map(|at| at.since(now))
+    }
+
+    // RFC 8985 §7.2.
+    #[test]
+    fn two_round_trips_are_waited_and_no_longer_than_for_the_timeout() {
+        for (srtt, one, rto, waited) in [
+            (Some(ms(100)), false, None, ms(202)),
+            (Some(ms(100)), true, None, ms(400)),
+            (None, false, None, ms(1000)),
+            (Some(ms(100)), true, Some(ms(401)), ms(400)),
+            (Some(ms(100)), true, Some(ms(399)), ms(399)),
+        ] {
+            let mut probe = TailProbe::default();
+            assert_eq!(wait(&mut probe, true, one, srtt, rto), Some(waited));
+            assert_eq!(wait(&mut probe, false, one, srtt, rto), None);
+        }
+    }
+
+    // RFC 8985 §7.3.
+    #[test]
+    fn another_probe_waits_for_the_end_of_the_last_and_for_a_measurement() {
+        for (ended, measured) in [(false, false), (true, false), (false, true), (true, true)] {
+            let mut probe = TailProbe::default();
+            probe.on_sent(END, true);
+            if ended {
+                probe.cancel();
+            }
+            if measured {
+                probe.on_measured();
+            }
+            let at = wait(&mut probe, true, true, Some(ms(1)), None);
+            assert_eq!(at.is_some(), ended && measured);
+        }
+    }
+
+    // RFC 8985 §7.4.2.
+    #[test]
+    fn a_probe_has_repaired_a_loss_unless_something_tells_of_the_other_copy() {
+        let other = (BLOCK.0 - 9, BLOCK.0);
+        for (repeats_segment, ack, dsack, repeats, repaired, over) in [
+            (true, END - 1, None, true, false, false),
+            (true, END, None, false, false, false),
+            (true, END, None, true, false, true),
+            (true, END, Some(BLOCK), false, false, true),
+            (true, END + 1, None, false, true, true),
+            (true, END + 1, Some(other), false, true, true),
+            (true, END + 1, Some(BLOCK), false, false, true),
+            (false, END - 1, None, false, false, false),
+            (false, END, None, false, false, true),
+            (false, END + 1, None, false, false, true),
+        ] {
+            let mut probe = TailProbe::default();
+            probe.on_sent(END, repeats_segment);
+            let told = (probe.on_ack(ack, dsack, repeats), probe.sent.is_none());
+            assert_eq!(told, (repaired, over), "{ack:?} {dsack:?} {repeats}");
+        }
+    }
+}

@@ -160,6 +160,19 @@ fn a_lost_retransmission_is_lost_again() {
     assert_eq!(resend(&mut tx, 21), [0]);
 }
 
+// RFC 8985 §6.2 step 2: an answer sooner than any round trip is to the first copy, and says nothing of
+// what left before the second one.
+#[test]
+fn an_answer_within_a_round_trip_is_to_the_first_copy() {
+    for (wait_ms, finds_more) in [(RTT_MS - 1, false), (RTT_MS, true)] {
+        let mut tx = sender(true, 10);
+        ack(&mut tx, 0, &[(1, 4)]);
+        assert_eq!(resend(&mut tx, RTT_MS), [0]);
+        ack_at(&mut tx, RTT_MS + wait_ms, 4, &[]);
+        assert_eq!(tx.has_lost(), finds_more);
+    }
+}
+
 #[test]
 fn a_lower_block_of_the_same_ack_is_no_reordering() {
     let mut tx = sender(true, 10);

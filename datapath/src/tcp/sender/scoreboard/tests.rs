@@ -1,6 +1,41 @@
 use super::*;
 use proptest::prelude::*;
 
+fn segment(seq: TcpSeq, len: usize, sent_at: Instant) -> Sent<()> {
+    Sent {
+        seq,
+        len,
+        fin: false,
+        mark: (),
+        sent_at,
+        previous_at: None,
+        fate: Fate::Outstanding,
+    }
+}
+
+// RFC 2018 §4: a block that holds part of a segment says nothing of the whole.
+#[test]
+fn a_segment_is_sacked_when_one_block_holds_all_of_it() {
+    let first = TcpSeq(u32::MAX - 5);
+    let mut board = Scoreboard::new(first);
+    for n in 0..3 {
+        board.push(segment(first + 4 * n, 4, Instant::ZERO));
+    }
+    for (block, sacked) in [
+        ((1, 7), 0),
+        ((1, 8), 1),
+        ((4, 11), 1),
+        ((1, 12), 2),
+        ((0, 12), 3),
+    ] {
+        let mut delivered = Delivered::new(Instant::ZERO, None);
+        board.sack((first + block.0, first + block.1), &mut delivered, &|_| {
+            false
+        });
+        assert_eq!(board.sacked_segments, sacked, "{block:?}");
+    }
+}
+
 /// A scoreboard and what should be on it.
 struct Flight {
     board: Scoreboard<()>,
@@ -28,17 +63,9 @@ fn happen(flight: &mut Flight, ms: u64, (what, a, b): Event) {
     };
     match what {
         0 | 1 => {
-            let len = 1 + a % 4;
-            board.push(Sent {
-                seq: *end,
-                len,
-                fin: false,
-                mark: (),
-                sent_at: now,
-                previous_at: None,
-                fate: Fate::Outstanding,
-            });
-            *end += len;
+            let sent = segment(*end, 1 + a % 4, now);
+            *end = sent.end();
+            board.push(sent);
         }
         _ if before.is_empty() => {}
         2 => {
@@ -75,12 +102,14 @@ fn happen(flight: &mut Flight, ms: u64, (what, a, b): Event) {
         }
         5 => {
             let first = before.iter().position(|was| was.fate == Fate::Lost);
-            let text_max = 1 + b % 4;
+            let text_max = b % 5;
             let lost = board.first_lost(text_max);
             assert_eq!(lost.map(|lost| lost.at), first);
             if let (Some(lost), Some(at)) = (lost, first) {
-                assert_eq!(lost.cut, before[at].len > text_max);
-                assert_eq!(lost.sent.len, before[at].len.min(text_max));
+                // What is too small for any text cuts nothing.
+                let most = if text_max == 0 { 4 } else { text_max };
+                assert_eq!(lost.cut, before[at].len > most);
+                assert_eq!(lost.sent.len, before[at].len.min(most));
                 board.retransmitted(now, lost.at);
             }
         }
@@ -115,6 +144,7 @@ proptest! {
             let mut ends = board.iter().map(Sent::end);
             assert!(board.iter().skip(1).all(|sent| ends.next() == Some(sent.seq)));
             let sacked: usize = of(Fate::Sacked).map(Sent::space).sum();
+            assert_eq!(board.sacked.covered(), sacked);
             let una = board.front().map_or(*end, |sent| sent.seq);
             assert_eq!(*arrived, una.distance(first) + sacked);
         }
