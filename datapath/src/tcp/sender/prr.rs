@@ -54,3 +54,55 @@ impl Prr {
         self.window
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // RFC 6937 §3.1. Half of 10,000 octets may be in flight in the end.
+    fn recovery() -> Prr {
+        Prr::new(10_000, 5_000, 9_000)
+    }
+
+    #[test]
+    fn above_ssthresh_half_of_what_arrives_may_leave_rounded_up() {
+        let mut prr = recovery();
+        assert_eq!(prr.window(), 9_000);
+        prr.on_ack(1_001, 8_000, 1_000, true);
+        assert_eq!(prr.window(), 8_000 + 501);
+        prr.on_sent(500);
+        prr.on_sent(500);
+        prr.on_ack(1_000, 8_000, 1_000, true);
+        assert_eq!(
+            prr.window(),
+            8_000 + 1,
+            "half of 2,001 but for the 1,000 that left"
+        );
+        // Just above, and where nothing may be added.
+        prr.on_ack(1_000, 5_001, 1_000, true);
+        assert_eq!(prr.window(), 5_001 + 501);
+        prr.on_ack(1_000, 5_000, 1_000, true);
+        assert_eq!(prr.window(), 5_000);
+    }
+
+    #[test]
+    fn below_ssthresh_as_much_as_arrives_may_leave_and_a_segment_more_if_that_is_safe() {
+        let mut prr = recovery();
+        prr.on_ack(700, 1_000, 1_000, false);
+        assert_eq!(prr.window(), 1_700);
+        prr.on_ack(700, 1_000, 1_000, true);
+        assert_eq!(
+            prr.window(),
+            3_400,
+            "all that arrived and did not leave yet"
+        );
+        prr.on_sent(1_400);
+        prr.on_ack(700, 1_000, 1_000, true);
+        assert_eq!(prr.window(), 2_700);
+        prr.on_sent(5_000);
+        prr.on_ack(700, 1_000, 1_000, false);
+        assert_eq!(prr.window(), 1_700, "more has left than arrived");
+        prr.on_ack(9_000, 4_500, 1_000, true);
+        assert_eq!(prr.window(), 5_000);
+    }
+}
