@@ -326,6 +326,58 @@ mod tests {
         assert!(closed.ack_now);
     }
 
+    // RFC 5961 §3.2.
+    #[test]
+    fn a_reset_is_in_the_window_or_at_rcv_nxt_if_it_is_closed() {
+        let rx = receiver();
+        let nxt = rx.rcv_nxt;
+        assert!(rx.in_window(nxt) && rx.in_window(nxt + 99));
+        assert!(!rx.in_window(nxt - 1) && !rx.in_window(nxt + 100));
+        let closed = Receiver::new(TcpSeq(7), 1000);
+        assert!(closed.in_window(TcpSeq(8)) && !closed.in_window(TcpSeq(9)));
+    }
+
+    #[test]
+    fn what_is_out_of_order_takes_memory_until_it_is_dropped() {
+        let mut rx = wide_receiver();
+        let at = |n: usize| TcpSeq(u32::MAX - 9) + n;
+        assert_eq!(rx.growth_for(at(0), at(9000)), 0, "never kept here");
+        assert_eq!(rx.growth_for(at(1000), at(9000)), 16_384);
+        rx.accept(Instant::ZERO, at(1000), &[1; 8000], false);
+        assert_eq!((rx.held_bytes(), rx.out_of_order_bytes()), (16_384, 8000));
+        assert_eq!(rx.growth_for(at(0), at(16_384)), 0);
+        assert_eq!(rx.growth_for(at(0), at(16_385)), 16_384);
+        assert_eq!(rx.ready_end(at(1000)), at(9000));
+        assert_eq!(rx.ready_end(at(9001)), at(9001));
+        // RFC 2018 §8.
+        rx.discard_out_of_order();
+        assert_eq!((rx.held_bytes(), rx.out_of_order_bytes()), (0, 0));
+        assert_eq!((blocks(&rx), rx.ready_end(at(1000))), (vec![], at(1000)));
+    }
+
+    // RFC 2018 §4: as many as there is room for, the most recent first, and none in place of what is
+    // there already.
+    #[test]
+    fn the_blocks_that_came_last_and_lie_lowest_are_reported() {
+        let mut rx = wide_receiver();
+        let at = |n: usize| TcpSeq(u32::MAX - 9) + n;
+        for n in [100, 300, 200] {
+            rx.accept(Instant::ZERO, at(n), &[1; 10], false);
+        }
+        let all = [200, 100, 300].map(|n| (at(n), at(n + 10)));
+        let duplicate = (at(0) - 5, at(0));
+        for max in 0..=3 {
+            let mut blocks = SackBlocks::default();
+            rx.add_sack_blocks(&mut blocks, max);
+            assert_eq!(blocks.as_slice(), &all[..max]);
+            let mut blocks = SackBlocks::default();
+            blocks.push(duplicate.0, duplicate.1);
+            rx.add_sack_blocks(&mut blocks, max);
+            assert_eq!(blocks.as_slice()[0], duplicate);
+            assert_eq!(&blocks.as_slice()[1..], &all[..max.saturating_sub(1)]);
+        }
+    }
+
     #[test]
     fn holes_are_filled_in_any_order_and_reported() {
         let mut rx = receiver();
@@ -398,9 +450,12 @@ mod tests {
         // Small ones count by their octets.
         let small = (0..).take_while(|_| !acked(&mut rx, 64)).count();
         assert_eq!(small, 1448 / 64);
+        // One that is shorter is none.
+        assert!(!acked(&mut rx, 700) && !acked(&mut rx, 100) && acked(&mut rx, 1448));
         // The path's MTU became less.
         let acks = (0..6).filter(|_| acked(&mut rx, 700)).count();
         assert_eq!(acks, 3);
+        assert!(!acked(&mut rx, 1448), "a larger one is one");
     }
 
     #[test]
@@ -545,6 +600,14 @@ mod tests {
         rx.on_unacceptable(first, 100);
         rx.on_unacceptable(first + 200, 50);
         assert_eq!(rx.take_duplicate(), Some((first + 200, first + 250)));
+        rx.on_unacceptable(first, 100);
+        rx.on_unacceptable(first + 200, 50);
+        rx.on_unacceptable(first + 100, 100);
+        assert_eq!(rx.take_duplicate(), Some((first + 100, first + 250)));
+        rx.on_unacceptable(first + 200, 50);
+        rx.on_unacceptable(first, 100);
+        assert!(rx.has_duplicate());
+        assert_eq!(rx.take_duplicate(), Some((first, first + 100)));
         // Neither what lies beyond the window nor an empty segment came twice.
         rx.on_unacceptable(first + 200_000, 100);
         rx.on_unacceptable(first, 0);
@@ -567,7 +630,11 @@ mod tests {
     fn text_behind_a_fin_is_cut() {
         let mut rx = receiver();
         let nxt = rx.rcv_nxt;
+        rx.accept(Instant::ZERO, nxt, &[], false);
+        assert!(!rx.ack_now);
+        // It asks for what is before it.
         rx.accept(Instant::ZERO, nxt + 10, &[], true);
+        assert!(rx.ack_now);
         rx.accept(Instant::ZERO, nxt + 5, &[1; 10], false);
         assert_eq!(
             rx.accept(Instant::ZERO, nxt, &[2; 5], false),

@@ -1,4 +1,5 @@
 use super::*;
+use proptest::prelude::*;
 
 #[test]
 fn reinjected_octets_never_overwrite_what_arrived_first() {
@@ -61,6 +62,7 @@ fn memory_is_kept_for_the_slowest_subflow() {
     tx.start(DataSeq(9), 50);
     assert_eq!(tx.push(&[7; 30]), 30);
     tx.on_sent(30, false);
+    assert_eq!(tx.window_room(), 20);
     assert!(tx.on_ack(DataSeq(30)) && !tx.on_ack(DataSeq(41)));
     tx.release(Some(DataSeq(15)));
     assert_eq!(tx.octets(DataSeq(15), 3).0, [7; 3]);
@@ -132,6 +134,7 @@ fn a_peer_that_sends_less_than_a_unit_at_a_time_ends_at_the_slack() {
     assert!(window > 0, "it cannot close");
     let most = LIMIT + LIMIT / 2;
     assert!(taken <= most && taken + UNIT > most, "{taken} of {most}");
+    assert!(!rx.overruns(most - taken) && rx.overruns(most - taken + 1));
     // Whatever it sends now does not fit, until the application reads.
     rx.consume(taken);
     assert!(!rx.overruns(UNIT));
@@ -145,14 +148,174 @@ fn the_edge_moves_by_a_segment_or_half_the_buffer() {
         rx.start(DataSeq(0));
         rx.accept(rx.rcv_nxt, &vec![0; limit], false);
         rx.on_advertised(usize::from(rx.window_field(0, mss)));
-        while rx.window_field(0, mss) > 0 {
+        for _ in 0..limit / mss {
             let more = usize::from(rx.window_field(0, mss));
             rx.on_advertised(more);
             rx.accept(rx.rcv_nxt, &vec![0; more], false);
         }
+        assert_eq!(rx.window_field(0, mss), 0);
         rx.consume(worth - 1);
         assert_eq!(rx.window_field(0, mss), 0);
         rx.consume(1);
         assert_eq!(usize::from(rx.window_field(0, mss)), worth);
+    }
+}
+
+#[test]
+fn the_smallest_unit_is_taken_that_says_all_but_the_last_of_a_window() {
+    for (window_bytes, shift) in [
+        (0, 0),
+        (65_536, 0),
+        (65_537, 1),
+        (131_073, 1),
+        (131_074, 2),
+        (usize::MAX, WINDOW_SHIFT_MAX),
+    ] {
+        assert_eq!(window_shift(window_bytes), shift, "{window_bytes}");
+    }
+}
+
+// RFC 7323 §2.2: the window of a SYN/ACK is not scaled.
+#[test]
+fn at_first_no_more_is_taken_in_than_an_unscaled_window_says() {
+    let mut rx = DataReceiver::new(100_000, 100_000);
+    rx.start(DataSeq(u64::MAX));
+    let edge = DataSeq(65_535);
+    assert_eq!(rx.accept(edge, &[1], true), Delivered::NoRoom);
+    assert_eq!(rx.accept(edge - 1, &[1, 1], true), Delivered::OutOfOrder);
+    assert_eq!(rx.out_of_order_bytes(), 1);
+}
+
+#[test]
+fn a_window_gains_by_what_the_application_took_and_once() {
+    let mut rx = DataReceiver::new(1000, 1000);
+    rx.start(DataSeq(u64::MAX));
+    rx.accept(DataSeq(0), &[1; 600], false);
+    rx.consume(0);
+    assert_eq!(rx.window_gain_bytes(1000), 0, "nothing was taken");
+    rx.consume(200);
+    assert_eq!(rx.window_gain_bytes(401), 1);
+    assert_eq!(rx.window_gain_bytes(400), 0);
+    assert_eq!(rx.window_gain_bytes(300), 0);
+    rx.on_advertised(600);
+    assert_eq!(rx.window_gain_bytes(900), 0, "told");
+    rx.discard();
+    assert_eq!((rx.unread_bytes(), rx.window_bytes()), (0, 1000));
+    assert_eq!(rx.window_gain_bytes(1000), 400);
+}
+
+#[test]
+fn a_share_bounds_new_windows_to_no_less_than_a_unit() {
+    let mut rx = DataReceiver::new(100_000, 512 * 65_536);
+    assert_eq!(rx.limit_bytes(), 100_000);
+    rx.set_share(5000);
+    assert_eq!(rx.limit_bytes(), 5000);
+    rx.set_share(100);
+    assert_eq!(rx.limit_bytes(), 512);
+}
+
+#[test]
+fn memory_grows_with_what_is_kept_and_goes_back() {
+    let mut rx = DataReceiver::new(10_000, 10_000);
+    rx.start(DataSeq(u64::MAX));
+    assert_eq!(rx.growth_for(5000), 8192);
+    rx.accept(DataSeq(0), &[1; 5000], false);
+    assert_eq!(rx.held_bytes(), 8192);
+    for (ahead, growth) in [(3192, 0), (3193, 6808)] {
+        assert_eq!(rx.growth_for(ahead), growth);
+        assert_eq!(rx.growth_to(rx.rcv_nxt + ahead), growth);
+    }
+    assert_eq!(rx.growth_to(rx.rcv_nxt + 100_000), rx.growth_for(5000));
+    assert_eq!(rx.growth_to(rx.rcv_nxt - 1), 0);
+    rx.consume(2951);
+    rx.shrink();
+    assert_eq!(rx.held_bytes(), 8192, "more than a quarter is used");
+    rx.consume(1);
+    rx.shrink();
+    assert_eq!(rx.held_bytes(), 4096);
+}
+
+// RFC 8684 §3.3.3.
+#[test]
+fn the_first_fin_stands_if_it_can_be_one() {
+    let mut rx = DataReceiver::new(100, 100);
+    rx.start(DataSeq(0));
+    rx.accept(DataSeq(11), &[1; 10], true);
+    rx.accept(DataSeq(1), &[1; 4], true);
+    rx.announce_fin(DataSeq(4));
+    rx.announce_fin(DataSeq(20));
+    assert_eq!(rx.accept(DataSeq(21), &[1; 9], true), Delivered::OutOfOrder);
+    rx.announce_fin(DataSeq(30));
+    rx.announce_fin(DataSeq(40));
+    // What is announced behind it is cut.
+    assert_eq!(rx.accept(DataSeq(5), &[1; 50], true), Delivered::Buffered);
+    assert!(!rx.fin_taken() && rx.take_fin() && rx.fin_taken());
+    assert_eq!(rx.rcv_nxt, DataSeq(31));
+}
+
+/// The octet of the stream at `offset` from its beginning.
+fn octet(offset: usize) -> u8 {
+    (offset % 251) as u8
+}
+
+proptest! {
+    /// The application gets every octet once and in order, whatever came how often in which order, and
+    /// nothing is taken in from beyond the window.
+    #[test]
+    fn the_stream_is_put_together_whatever_comes(
+        events in prop::collection::vec((0u8..4, 0usize..400, 1usize..60), 1..80),
+    ) {
+        const LIMIT: usize = 256;
+        let first = DataSeq(u64::MAX - 100) + 1;
+        let mut rx = DataReceiver::new(LIMIT, LIMIT);
+        rx.start(first - 1);
+        let mut known = vec![false; 80 * 60 + LIMIT];
+        let (mut nxt, mut edge, mut taken) = (0, LIMIT, 0);
+        for (what, at, len) in events {
+            match what {
+                0 | 1 => {
+                    let from = (nxt + at).saturating_sub(100);
+                    let octets: Vec<_> = (from..from + len).map(octet).collect();
+                    let start = from.max(nxt);
+                    let new = start..(from + len).min(edge).max(start);
+                    let news = known[new.clone()].iter().any(|known| !known);
+                    let in_place = what == 1 && new.start == nxt && taken == nxt
+                        && !known[nxt..nxt + LIMIT].contains(&true);
+                    known[new.clone()].fill(true);
+                    let before = nxt;
+                    nxt += known[nxt..nxt + LIMIT].iter().take_while(|known| **known).count();
+                    let expected = match () {
+                        () if from + len <= before => Delivered::Duplicate,
+                        () if new.is_empty() => Delivered::NoRoom,
+                        () if in_place => Delivered::InPlace { skip: new.start - from, len: new.len() },
+                        () if !news => Delivered::Duplicate,
+                        () if nxt > before => Delivered::Buffered,
+                        () => Delivered::OutOfOrder,
+                    };
+                    assert_eq!(rx.accept(first + from, &octets, what == 1), expected);
+                    if let Delivered::InPlace { skip, len } = expected {
+                        // The application takes half of it.
+                        taken += len / 2;
+                        rx.keep_unread(&octets[skip + len / 2..skip + len]);
+                    }
+                }
+                2 => {
+                    let n = len.min(nxt - taken);
+                    taken += n;
+                    rx.consume(n);
+                }
+                _ => {
+                    edge = edge.max(taken + LIMIT);
+                    rx.on_advertised(rx.window_bytes());
+                }
+            }
+            assert_eq!(rx.rcv_nxt, first + nxt);
+            assert_eq!(rx.unread_bytes(), nxt - taken);
+            let beyond = known[nxt..nxt + LIMIT].iter().filter(|known| **known).count();
+            assert_eq!(rx.out_of_order_bytes(), beyond);
+            let unread = rx.peek();
+            assert!(unread.iter().zip(taken..).all(|(is, at)| *is == octet(at)));
+            assert!(!unread.is_empty() || nxt == taken);
+        }
     }
 }
