@@ -44,10 +44,6 @@ impl ReceiveTuner {
         self.window_bytes
     }
 
-    pub fn max_bytes(&self) -> usize {
-        self.max_bytes
-    }
-
     /// The application has taken everything before `front`. `round_trip` is asked for once per round
     /// trip: the longest of all paths, `None` where none was measured. `mss` is in octets.
     pub fn on_taken(
@@ -178,9 +174,29 @@ mod tests {
                 tuner.on_taken(begin, DataSeq(0), MSS, || measured);
                 let now = begin + (measured.unwrap_or(RTO_INITIAL) - early);
                 tuner.on_taken(now, DataSeq(150_000), MSS, || measured);
-                assert_eq!(tuner.window_bytes() > INITIAL, grows);
+                // Twice 150,000, and that twice by a half more each; and the slack.
+                let window = if grows { 616_000 } else { INITIAL };
+                assert_eq!(tuner.window_bytes(), window);
             }
         }
+    }
+
+    #[test]
+    fn the_round_trip_is_asked_for_once_in_each_and_no_more_at_the_limit() {
+        let mut tuner = ReceiveTuner::new(INITIAL, MAX);
+        let mut asked = 0;
+        for tenth in 0..=30 {
+            let now = Instant::from_millis(1) + ROUND_TRIP / 10 * tenth;
+            let front = DataSeq(0) + MAX * tenth as usize / 30;
+            tuner.on_taken(now, front, MSS, || {
+                asked += 1;
+                Some(ROUND_TRIP)
+            });
+            if tenth == 9 {
+                assert_eq!(asked, 1, "nothing was known before");
+            }
+        }
+        assert_eq!((tuner.window_bytes(), asked), (MAX, 2));
     }
 
     #[test]
@@ -195,9 +211,11 @@ mod tests {
         assert_eq!(tuner.limit_bytes(), 600_000, "a loss takes nothing away");
         tuner.on_progress(600_000, || MAX);
         assert_eq!(tuner.limit_bytes(), MAX);
+        tuner.on_progress(MAX, || panic!("it cannot grow"));
         tuner.on_progress(0, || 150_000);
         assert_eq!(tuner.limit_bytes(), 300_000);
         tuner.on_progress(0, || 10_000);
         assert_eq!(tuner.limit_bytes(), INITIAL);
+        tuner.on_progress(0, || panic!("it cannot shrink"));
     }
 }
