@@ -219,6 +219,10 @@ impl Receiver {
     pub fn discard_out_of_order(&mut self) {
         self.ranges.clear();
         self.recent = None;
+        // RFC 2883 §4: without the range around it, it would pass for text that is here.
+        self.duplicate = self
+            .duplicate
+            .filter(|twice| twice.1.at_or_before(self.rcv_nxt));
         self.reassembly.release();
         // A duplicate of what is gone would read as if it were there.
         self.duplicate = self.duplicate.filter(|d| d.1.at_or_before(self.rcv_nxt));

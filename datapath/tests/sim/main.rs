@@ -62,6 +62,11 @@ const FAILED_ONCE: &[(&str, u64, u64)] = &[
         6,
     ),
     (
+        "what came twice is told after it was dropped for want of memory",
+        5688,
+        5,
+    ),
+    (
         "the echo of an IPv6 address acknowledges text without a DATA_ACK, and is no fallback",
         4433,
         8,
