@@ -547,8 +547,10 @@ impl Client {
                 let (rng, longest) = (&mut self.rng, self.config.segment_bytes);
                 s.cut_anew(|| 1 + rng.below(longest));
             }
-            // RFC 8684 §3.7: on a path that swallows options it would be new to a server that fell back.
-            if self.mode == Mode::Multipath && self.confirmed && (!alive || s.stale()) {
+            // RFC 8684 §3.7: on a path that swallows options it would be new to a server that fell back;
+            // and what one subflow is about to repeat is repeated on another only.
+            let elsewhere = !alive || (s.stale() && self.open_subflows() > 1);
+            if self.mode == Mode::Multipath && self.confirmed && elsewhere {
                 self.carry_again(i);
             }
         }
@@ -559,7 +561,12 @@ impl Client {
                 .data_nxt
                 .min(self.data_una + self.config.segment_bytes as u64);
             // RFC 8684 §3.7: before that it would be new to a server that fell back.
-            match self.confirmed {
+            let repeats = self.open_subflows() == 1
+                && self
+                    .subflows
+                    .iter()
+                    .any(|s| s.open() && s.snd_una < s.snd_nxt);
+            match self.confirmed && !repeats {
                 true => self.again.push_front((self.data_una, end)),
                 false => self.data_timer = Some(now + DATA_RTO),
             }
@@ -572,5 +579,9 @@ impl Client {
             self.data_fin_timer = None;
             self.on_stall();
         }
+    }
+
+    fn open_subflows(&self) -> usize {
+        self.subflows.iter().filter(|s| s.open()).count()
     }
 }
