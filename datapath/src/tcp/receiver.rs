@@ -224,8 +224,6 @@ impl Receiver {
             .duplicate
             .filter(|twice| twice.1.at_or_before(self.rcv_nxt));
         self.reassembly.release();
-        // A duplicate of what is gone would read as if it were there.
-        self.duplicate = self.duplicate.filter(|d| d.1.at_or_before(self.rcv_nxt));
     }
 
     /// Octets kept out of order.
