@@ -168,20 +168,22 @@ impl Connection {
                 .mappings
                 .iter()
                 .any(|m| m.seq.at_or_before(seq) && end.at_or_before(m.end()));
-        let bare_ack = segment.segment_len() == 0;
-        let acked = segment.tcp.ack != subflow.tx.iss + 1;
-        match (bare_ack, mapped && !segment.payload.is_empty()) {
-            (true, _) => acked.then_some(Fallback::NoDataAck),
+        if mapped && !segment.payload.is_empty() {
             // A part of what was announced, cut off by somebody on the way.
-            (false, true) => None,
-            (false, false) => Some(Fallback::NoMapping),
+            None
+        } else if segment.tcp.ack != subflow.tx.iss + 1 {
+            Some(Fallback::NoDataAck)
+        } else {
+            // A peer that has spoken may have had our DATA_ACK. Then it does not fall back, but repeats
+            // at data level what would be new to a stream of TCP.
+            (segment.segment_len() > 0 && !subflow.spoken).then_some(Fallback::NoMapping)
         }
     }
 
     /// Options have vanished on a subflow before they were seen to pass both ways.
     pub(super) fn on_no_mptcp(&mut self, index: usize, cause: Fallback, metrics: &mut Metrics) {
         if self.subflows[index].initial && self.never_joined() && self.fall_back(cause, metrics) {
-            if cause == Fallback::NoMapping && !self.subflows[index].spoken {
+            if cause == Fallback::NoMapping {
                 metrics.mp_capable_data_fallback += 1;
             } else {
                 metrics.dss_fallback += 1;

@@ -53,8 +53,9 @@ impl Connection {
                     self.start_mptcp(sender_key);
                 }
                 // RFC 8684 §3.1: the third ACK was lost and this came before the segment that
-                // repeats the keys. Its retransmission will be in order.
-                None if options.dss.is_some() => {
+                // repeats the keys. Its retransmission will be in order. So will that of a part of a
+                // segment, cut off on the way, that has no options of its own.
+                None if options.dss.is_some() || segment.tcp.seq.after(subflow.rx.irs + 1) => {
                     metrics.mp_capable_ack_awaited += 1;
                     return Completion::Ignore;
                 }

@@ -204,8 +204,28 @@ struct Pen {
 const KEY: u64 = 0x0102_0304_0506_0708;
 const ISS: u32 = 0xffff_ff00;
 
+fn capable(content: CapableContent) -> MpCapable {
+    MpCapable {
+        version: 1,
+        flags: MpCapable::FLAG_SHA256,
+        content,
+    }
+}
+
 impl Pen {
     fn opened(checksum: bool, behaviour: Behaviour) -> Pen {
+        let mut pen = Pen::half_open(checksum, behaviour);
+        let mut options = TcpOptions::default();
+        options.mptcp.capable = Some(capable(CapableContent::Ack {
+            sender_key: KEY,
+            receiver_key: pen.server_key,
+        }));
+        pen.script.send(ISS + 1, pen.ack, ACK, options, &[]);
+        pen
+    }
+
+    /// The SYN/ACK has come.
+    fn half_open(checksum: bool, behaviour: Behaviour) -> Pen {
         let app = TestApp::new(behaviour);
         let mut pen = Pen {
             script: Script::configured(Box::new(app.clone()), Patience::default(), |config| {
@@ -215,11 +235,6 @@ impl Pen {
             server_key: 0,
             ack: TcpSeq(0),
             data_ack: 0,
-        };
-        let capable = |content| MpCapable {
-            version: 1,
-            flags: MpCapable::FLAG_SHA256,
-            content,
         };
         let mut options = TcpOptions::default();
         options.mptcp.capable = Some(capable(CapableContent::Syn));
@@ -232,11 +247,6 @@ impl Pen {
         };
         (pen.server_key, pen.ack) = (sender_key, syn_ack.seq + 1);
         pen.data_ack = token_and_idsn(sender_key).1.wrapping_add(1);
-        options.mptcp.capable = Some(capable(CapableContent::Ack {
-            sender_key: KEY,
-            receiver_key: sender_key,
-        }));
-        pen.script.send(ISS + 1, pen.ack, ACK, options, &[]);
         pen
     }
 
@@ -571,12 +581,7 @@ fn options_that_vanish_fall_back_before_a_data_ack_and_not_after() {
         }
         let text = if with_text { MORE } else { &[] };
         pen.send(len, TcpOptions::default(), text);
-        let cause = if with_text {
-            Fallback::NoMapping
-        } else {
-            Fallback::NoDataAck
-        };
-        let fallback = (!data_acked).then_some(cause);
+        let fallback = (!data_acked).then_some(Fallback::NoDataAck);
         assert_eq!(
             pen.app.record().fallback,
             fallback,
@@ -591,6 +596,41 @@ fn options_that_vanish_fall_back_before_a_data_ack_and_not_after() {
             0
         };
         assert_eq!(received, GOOD.len() + delivered);
+    }
+}
+
+// RFC 8684 §3.7: the first text comes without a mapping: TCP. Later text, where the peer has spoken
+// and may have been answered, waits for a mapping: what the peer repeats must not come in twice.
+#[test]
+fn text_without_a_mapping_falls_back_at_first_only() {
+    for spoken in [false, true] {
+        let mut pen = Pen::opened(true, Behaviour::default());
+        let at = if spoken { GOOD.len() } else { 0 };
+        if spoken {
+            pen.send(0, pen.mapping(0, 0, GOOD), GOOD);
+        }
+        pen.send(at, TcpOptions::default(), MORE);
+        let cause = (!spoken).then_some(Fallback::NoMapping);
+        assert_eq!(pen.app.record().fallback, cause);
+        let expected = if spoken { GOOD } else { MORE };
+        assert_eq!(pen.app.record().received, expected);
+        let metrics = &pen.script.engine.metrics;
+        assert_eq!(metrics.mp_capable_data_fallback, u64::from(!spoken));
+    }
+}
+
+// RFC 8684 §3.1: what comes before the segment that repeats the keys says nothing of them, options or
+// not: somebody cut it off, say. In order it does.
+#[test]
+fn text_without_options_falls_back_in_order_only() {
+    for in_order in [false, true] {
+        let mut pen = Pen::half_open(false, Behaviour::default());
+        let at = usize::from(!in_order);
+        pen.send(at, TcpOptions::default(), MORE);
+        assert_eq!(pen.mode(), if in_order { "tcp" } else { "pending" });
+        let metrics = &pen.script.engine.metrics;
+        assert_eq!(metrics.mp_capable_fallback_ack, u64::from(in_order));
+        assert_eq!(metrics.mp_capable_ack_awaited, u64::from(!in_order));
     }
 }
 
@@ -664,11 +704,7 @@ fn a_checksum_is_there_exactly_where_it_was_agreed() {
                     checksum: mapping.checksum,
                 };
                 options.mptcp.dss = None;
-                options.mptcp.capable = Some(MpCapable {
-                    version: 1,
-                    flags: MpCapable::FLAG_SHA256,
-                    content,
-                });
+                options.mptcp.capable = Some(capable(content));
             }
             pen.send(0, options, GOOD);
             let (rst, _) = pen.answer();
