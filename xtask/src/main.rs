@@ -10,11 +10,13 @@ mod ebpf;
 mod figures;
 mod goodput;
 mod link;
+mod mutants;
 mod mutations;
 mod packetdrill;
 mod peer;
 mod process;
 mod project;
+mod reasons;
 mod scratch;
 mod server;
 mod setup;
@@ -127,6 +129,15 @@ enum Command {
         #[arg(long)]
         show: bool,
     },
+    /// Runs cargo-mutants where a small mistake does the most harm, against the unit tests
+    Mutants {
+        /// What it may take; what was not reached is listed
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        minutes: u64,
+        /// Only the files with this in their name
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        file: String,
+    },
     /// Client and server namespaces to work in
     #[command(subcommand)]
     Veth(Veth),
@@ -235,6 +246,7 @@ fn run(command: Command) -> Result<(), String> {
             sim::run(sim::Task::Sweep { from, seeds }, layers)
         }
         Command::Packetdrill { path, filter, show } => packetdrill::run(&path, &filter, show),
+        Command::Mutants { minutes, file } => mutants::run(minutes, &file),
         Command::Veth(veth) => run_veth(veth),
         Command::Peer(peer) => peer::run(peer),
         Command::LinkRelay(arguments) => link::run(*arguments),

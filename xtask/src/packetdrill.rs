@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::process::{Cmd, Output, on_path};
 use crate::project;
+use crate::reasons;
 use crate::scratch::Scratch;
 use crate::setup;
 use crate::ui;
@@ -339,44 +340,23 @@ fn write_executable(path: &Path, text: &str) -> Result<(), String> {
 const EXPECTATIONS: &str = "xtask/packetdrill/expectations.txt";
 
 /// Which scripts must fail, and why.
-struct Expectations(Vec<(String, String)>);
+struct Expectations(Vec<reasons::Entry>);
 
 impl Expectations {
+    /// The lines below a reason, `class: words`, are the ends of the paths of the scripts that fail
+    /// for it.
     fn read() -> Result<Expectations, String> {
-        let path = project::root().join(EXPECTATIONS);
-        let text = fs::read_to_string(&path)
-            .map_err(|error| format!("cannot read {EXPECTATIONS}: {error}"))?;
-        Expectations::parse(&text)
+        Expectations::new(reasons::read(EXPECTATIONS)?)
     }
 
-    /// A line at the margin is a reason, `class: words`; the indented lines below it are the ends
-    /// of the paths of the scripts that fail for it.
-    fn parse(text: &str) -> Result<Expectations, String> {
-        let mut reason = None;
-        let mut entries: Vec<(String, String)> = Vec::new();
-        for (number, line) in (1..).zip(text.lines()) {
-            let word = line.trim();
-            if word.is_empty() || word.starts_with('#') {
-                continue;
-            }
-            if line == line.trim_start() {
-                reason = Some(word);
-                continue;
-            }
-            let Some(reason) = reason else {
-                return Err(format!(
-                    "{EXPECTATIONS}:{number}: `{word}` has no reason above it; begin with one at \
-                     the margin"
-                ));
-            };
-            if entries.iter().any(|(name, _)| name == word) {
-                return Err(format!(
-                    "{EXPECTATIONS}:{number}: `{word}` is there twice; leave one reason"
-                ));
-            }
-            entries.push((word.to_owned(), reason.to_owned()));
+    fn new(entries: Vec<reasons::Entry>) -> Result<Expectations, String> {
+        let mut names = BTreeSet::new();
+        match entries.iter().find(|(name, _)| !names.insert(name)) {
+            Some((name, _)) => Err(format!(
+                "{EXPECTATIONS}: `{name}` is there twice; leave one reason"
+            )),
+            None => Ok(Expectations(entries)),
         }
-        Ok(Expectations(entries))
     }
 
     fn reason(&self, script: &Path) -> Option<&str> {
@@ -409,12 +389,13 @@ mod tests {
     #[test]
     fn a_reason_holds_for_the_scripts_below_it() {
         let text = "# words\nlinux: one\n  tcp/a.pkt\n\n  tcp/b.pkt\ntool: two\n  tcp/c/a.pkt\n";
-        let parsed = Expectations::parse(text).expect("well-formed");
+        let parse = |text| reasons::parse("f", text).and_then(Expectations::new);
+        let parsed = parse(text).expect("well-formed");
         let reason = |path: &str| parsed.reason(Path::new(path));
         assert_eq!(reason("/x/tcp/b.pkt"), Some("linux: one"));
         assert_eq!(reason("/x/tcp/c/a.pkt"), Some("tool: two"));
         assert_eq!(reason("/x/nottcp/a.pkt"), None);
-        assert!(Expectations::parse("  tcp/a.pkt\n").is_err_and(|e| e.contains(":1:")));
-        assert!(Expectations::parse("r: x\n a.pkt\n a.pkt\n").is_err_and(|e| e.contains(":3:")));
+        assert!(parse("  tcp/a.pkt\n").is_err_and(|e| e.contains("f:1:")));
+        assert!(parse("r: x\n a.pkt\n a.pkt\n").is_err_and(|e| e.contains("`a.pkt`")));
     }
 }

@@ -384,7 +384,8 @@ fn contents(file: &File) -> String {
     String::from_utf8_lossy(&bytes[..length]).into_owned()
 }
 
-fn indented_tail(text: &str) -> String {
+/// The last lines of a failed command's output, for its error message.
+pub(crate) fn indented_tail(text: &str) -> String {
     let lines: Vec<_> = text
         .lines()
         .filter(|line| !line.trim().is_empty())
