@@ -879,6 +879,26 @@ fn window_is_taken_from_the_newest_segment_only() {
     assert_eq!(tx.window_room(), 0);
 }
 
+#[test]
+fn the_segments_in_flight_are_counted_by_what_is_known_of_them() {
+    let mut tx = sender(true, 10);
+    ack(&mut tx, 2, &[(3, 6)]);
+    let counts = |tx: &Sender<()>| {
+        let flight = tx.flight_segments();
+        [
+            flight.unacked,
+            flight.sacked,
+            flight.lost,
+            flight.retransmitted,
+        ]
+    };
+    assert_eq!(counts(&tx), [8, 3, 1, 0]);
+    assert_eq!(resend(&mut tx, RTT_MS), [2]);
+    assert_eq!(counts(&tx), [8, 3, 0, 1]);
+    ack(&mut tx, 6, &[]);
+    assert_eq!(counts(&tx), [4, 0, 0, 0]);
+}
+
 // RFC 9293 §3.4: the FIN has a number behind the text, and no octets.
 #[test]
 fn a_fin_stays_in_flight_when_its_text_is_acknowledged() {
