@@ -518,6 +518,14 @@ const EVENTS: &[Event] = &[
     },
 ];
 
+/// What a connection that waits for the keys (RFC 8684 §3.1) does otherwise than TCP in SYN-RECV: a
+/// segment out of order says nothing of them and has to come again.
+const WITHOUT_KEYS: [(&str, &str); 3] = [
+    ("text out of order", "-"),
+    ("FIN out of order", "-"),
+    ("FIN out of order, and then the text before it", "- ESTAB"),
+];
+
 #[test]
 fn every_event_in_every_state() {
     let mut wrong = Vec::new();
@@ -527,7 +535,10 @@ fn every_event_in_every_state() {
                 let mut peer = Peer::in_state(state, multipath);
                 (event.happen)(&mut peer);
                 let (reply, after) = (peer.reply(), peer.state());
-                let expected = event.expected[at];
+                let without_keys = WITHOUT_KEYS
+                    .into_iter()
+                    .find(|(name, _)| multipath && state == "SYN-RECV" && *name == event.name);
+                let expected = without_keys.map_or(event.expected[at], |(_, expected)| expected);
                 let (expected_reply, expected_after) =
                     expected.split_once(' ').unwrap_or((expected, state));
                 if (reply.as_str(), after) != (expected_reply, expected_after) {
