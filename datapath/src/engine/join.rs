@@ -1,0 +1,126 @@
+//! A SYN that joins a subflow to a connection (RFC 8684 §3.2).
+
+use super::flow::{FlowEntry, FlowKey};
+use super::{Engine, JoinPolicy};
+use crate::mptcp::close::{RST_MPTCP_SPECIFIC, RST_NO_RESOURCES, RST_PROHIBITED};
+use crate::mptcp::{Handshake, Mode, Subflow};
+use crate::port::IfaceId;
+use crate::seq::TcpSeq;
+use crate::time::Instant;
+use crate::wire::frame::Segment;
+use crate::wire::mptcp::{MpJoin, MpTcprst};
+use std::net::SocketAddr;
+
+impl Engine {
+    /// RFC 8684 §3.2: the token names the connection; addresses and ports are free.
+    pub(super) fn on_join(
+        &mut self,
+        now: Instant,
+        iface: IfaceId,
+        segment: &Segment<'_>,
+        key: FlowKey,
+        last_used: Option<TcpSeq>,
+        join: MpJoin,
+    ) {
+        let MpJoin::Syn {
+            backup,
+            address_id,
+            token,
+            nonce,
+        } = join
+        else {
+            self.metrics.mp_join_rejected += 1;
+            self.refuse_join(now, iface, segment, RST_MPTCP_SPECIFIC, false);
+            return;
+        };
+        self.metrics.mp_join_syn_rx += 1;
+        let Some(index) = self.tokens.get(&token).map(|&index| index as usize) else {
+            self.metrics.mp_join_no_token += 1;
+            self.refuse_join(now, iface, segment, RST_MPTCP_SPECIFIC, false);
+            return;
+        };
+        let connection = &self.connections[index];
+        let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
+        let other_port = local.port() != connection.local_addr.port();
+        self.metrics.mp_join_port_syn_rx += u64::from(other_port);
+        let service = &self.services[connection.service].config;
+        let rule = service.addresses.join_rule(segment.src, local.ip());
+        let listens = |wanted: &dyn Fn(&SocketAddr) -> bool| {
+            self.services
+                .iter()
+                .any(|s| s.config.listen.iter().any(wanted))
+        };
+        let listens = match service.joins {
+            JoinPolicy::AnyPort => listens(&|l| l.ip() == local.ip()),
+            JoinPolicy::ServicePorts => listens(&|l| *l == local),
+        };
+        let known = listens || connection.addresses.is_announced(local);
+        // RFC 8684 §3.1: C was said to bar the initial address and port.
+        let barred = connection.settings.deny_join_initial && local == connection.local_addr;
+        if !known || barred || !rule.accept {
+            self.metrics.mp_join_rejected += 1;
+            self.refuse_join(now, iface, segment, RST_PROHIBITED, false);
+            return;
+        }
+        if connection.mode == Mode::Pending {
+            // It overtook the third ACK of its own connection: its retransmission will be in time.
+            self.metrics.mp_join_rejected += 1;
+            return;
+        }
+        if connection.mode == Mode::Tcp || connection.end.is_some() {
+            // RFC 8684 §3.7: no more subflows after a fallback, nor while it ends.
+            self.metrics.mp_join_rejected += 1;
+            self.refuse_join(now, iface, segment, RST_MPTCP_SPECIFIC, false);
+            return;
+        }
+        let room = self.memory.admits(size_of::<Subflow>());
+        self.metrics.memory_refused += u64::from(!room);
+        if !room || !connection.has_room_for_subflow() {
+            self.metrics.mp_join_rejected += 1;
+            self.refuse_join(now, iface, segment, RST_NO_RESOURCES, true);
+            return;
+        }
+        let connection = &mut self.connections[index];
+        let initial = connection.local_addr.ip();
+        let Some(local_id) = connection.addresses.local_id(local, initial) else {
+            self.metrics.mp_join_rejected += 1;
+            self.refuse_join(now, iface, segment, RST_NO_RESOURCES, true);
+            return;
+        };
+        let service = connection.service;
+        let handshake = Handshake::Join {
+            local_nonce: self.entropy.next_u32(),
+            remote_nonce: nonce,
+        };
+        let iss = self.initial_sequence(now, segment, last_used);
+        let mut subflow = self.new_subflow(now, iface, segment, service, handshake, iss);
+        let connection = &mut self.connections[index];
+        connection.set_allowance(self.memory.allowance());
+        connection.joined = true;
+        subflow.local_id = local_id;
+        subflow.remote_id = address_id;
+        subflow.backup = backup;
+        subflow.local_backup = rule.backup;
+        let subflow = connection.add_subflow(subflow) as u32;
+        self.flows.insert(
+            key,
+            FlowEntry::Subflow {
+                connection: index as u32,
+                subflow,
+            },
+        );
+        self.settle(index, now, &[]);
+    }
+
+    fn refuse_join(
+        &mut self,
+        now: Instant,
+        iface: IfaceId,
+        segment: &Segment<'_>,
+        reason: u8,
+        transient: bool,
+    ) {
+        let reason = MpTcprst { transient, reason };
+        self.reply_reset_with(now, iface, segment, Some(reason));
+    }
+}

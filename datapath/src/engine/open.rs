@@ -1,0 +1,115 @@
+//! A SYN that opens a connection (RFC 9293 §3.10.7.2, RFC 8684 §3.1).
+
+use super::flow::{FlowEntry, FlowKey};
+use super::{ConnId, Engine};
+use crate::memory::{RECEIVE_RESERVE_BYTES, SEND_RESERVE_BYTES};
+use crate::mptcp::connection::{Connection, Settings};
+use crate::mptcp::{Handshake, Mode, Subflow};
+use crate::port::IfaceId;
+use crate::seq::{DataSeq, TcpSeq};
+use crate::time::Instant;
+use crate::wire::frame::Segment;
+use crate::wire::mptcp::{CapableContent, MpCapable};
+use std::net::SocketAddr;
+
+/// What a connection is charged for from the beginning.
+const CONNECTION_BYTES: usize =
+    size_of::<Connection>() + size_of::<Subflow>() + RECEIVE_RESERVE_BYTES + SEND_RESERVE_BYTES;
+
+impl Engine {
+    pub(super) fn on_open(
+        &mut self,
+        now: Instant,
+        iface: IfaceId,
+        segment: &Segment<'_>,
+        key: FlowKey,
+        last_used: Option<TcpSeq>,
+    ) {
+        let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
+        let remote = SocketAddr::new(segment.src, segment.tcp.src_port);
+        let Some(service) = self
+            .services
+            .iter()
+            .position(|s| s.config.listen.contains(&local))
+        else {
+            self.metrics.no_flow += 1;
+            self.reply_reset(now, iface, segment);
+            return;
+        };
+        if self.draining {
+            self.reply_reset(now, iface, segment);
+            return;
+        }
+        if self.connections.len() >= self.config.connections_max
+            || self.half_open >= self.config.half_open_max
+        {
+            self.metrics.listen_overflows += 1;
+            return;
+        }
+        if !self.memory.admits(CONNECTION_BYTES) {
+            self.metrics.memory_refused += 1;
+            return;
+        }
+        let capable = segment.tcp.options.mptcp.capable;
+        let asks_checksum = self.services[service].config.checksum;
+        let key_and_token = match capable {
+            Some(capable) if capable.content == CapableContent::Syn && capable.is_understood() => {
+                self.metrics.mp_capable_syn_rx += 1;
+                self.draw_key()
+            }
+            Some(_) => {
+                self.metrics.mp_capable_refused += 1;
+                None
+            }
+            None => None,
+        };
+        self.next_generation = self.next_generation.wrapping_add(1);
+        let vacant = self.connections.vacant_key();
+        let id = ConnId {
+            index: vacant as u32,
+            generation: self.next_generation,
+        };
+        let policy = &self.services[service].config.addresses;
+        let settings = Settings {
+            buffers: self.config.buffers,
+            subflows_max: policy
+                .subflows_max
+                .unwrap_or(self.config.subflows_per_connection_max),
+            deny_join_initial: policy.deny_join_initial,
+            fin_hold: self.config.fin_hold,
+            fin_timeout: self.config.fin_timeout,
+            retries_max: self.config.retries_max,
+            syn_ack_retries_max: self.config.syn_ack_retries_max,
+            patience: self.services[service].config.patience,
+        };
+        let mut connection = Box::new(Connection::new(id, service, settings, local, remote, now));
+        let mut handshake = Handshake::Tcp;
+        if let (Some(capable), Some((local_key, token, idsn))) = (capable, key_and_token) {
+            handshake = Handshake::Capable;
+            connection.mode = Mode::Pending;
+            connection.local_key = local_key;
+            connection.token = token;
+            connection.local_idsn = DataSeq(idsn);
+            // RFC 8684 §3.1: checksums are used if either side asks for them.
+            connection.checksum = asks_checksum || capable.flags & MpCapable::FLAG_CHECKSUM != 0;
+            for address in policy.announced_to(remote.ip(), local) {
+                connection.announce_address(address);
+            }
+            self.tokens.insert(token, id.index);
+        }
+        let iss = self.initial_sequence(now, segment, last_used);
+        let subflow = self.new_subflow(now, iface, segment, service, handshake, iss);
+        let subflow = connection.add_subflow(subflow) as u32;
+        self.connections.insert(connection);
+        self.memory.open();
+        self.half_open += 1;
+        self.flows.insert(
+            key,
+            FlowEntry::Subflow {
+                connection: id.index,
+                subflow,
+            },
+        );
+        self.settle(vacant, now, &[]);
+    }
+}
