@@ -459,7 +459,7 @@ mod tests {
                 },
             }],
             counters: [("RxFrames", 17), ("DropFragment", 0)].into(),
-            xdp: [("XdpRedirect", 17)].into(),
+            xdp: [("XdpRedirectHome", 17)].into(),
             apps: vec![AppStatus {
                 service: "web".into(),
                 kind: "proxy",

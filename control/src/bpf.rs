@@ -14,8 +14,8 @@ use aya::{
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_XSKMAP;
 use mpx_ebpf::{
     Config, ConfigWords, ENTRY_ADDRESS, ENTRY_SERVICE, INTERFACES_MAX, MAP_CONFIG, MAP_COUNTERS,
-    MAP_SERVICES, MAP_XSKS, OWNER_BITS_DEFAULT, PROGRAM, SERVICES_MAX, SLOTS_MAX, ServiceKey,
-    Verdict, address_key, address_octets, service_key_of, slot,
+    MAP_SERVICES, MAP_XSKS, PROGRAM, SERVICES_MAX, SLOTS_MAX, ServiceKey, Verdict, address_key,
+    address_octets, service_key_of, slot,
 };
 use rustix::io::Errno;
 
@@ -29,8 +29,7 @@ pub(crate) struct LoadConfig {
     pub(crate) interfaces: Vec<XdpInterface>,
     /// Every address and port served, wildcards written out.
     pub(crate) services: Vec<SocketAddr>,
-    /// Workers, at least 1.
-    pub(crate) workers: u32,
+    pub(crate) steering: Config,
 }
 
 /// An interface to attach to.
@@ -68,12 +67,8 @@ impl XdpProgram {
         let xdp: &mut Xdp = program(&mut ebpf)?;
         xdp.load().map_err(|error| BpfError::load(error.into()))?;
 
-        let settings = Config {
-            workers: config.workers,
-            owner_bits: OWNER_BITS_DEFAULT,
-        };
         let mut array = Array::<_, ConfigWords>::try_from(map_mut(&mut ebpf, MAP_CONFIG)?)?;
-        array.set(0, settings.to_words(), 0)?;
+        array.set(0, config.steering.to_words(), 0)?;
 
         let mut services =
             HashMap::<_, ServiceKey, u32>::try_from(map_mut(&mut ebpf, MAP_SERVICES)?)?;
@@ -98,7 +93,7 @@ impl XdpProgram {
             links: Vec::new(),
             ebpf,
             interfaces,
-            workers: config.workers,
+            workers: config.steering.workers,
         })
     }
 
@@ -184,11 +179,11 @@ impl LoadConfig {
             )));
         }
         for XdpInterface { name, queues, .. } in &self.interfaces {
-            if u64::from(*queues) * u64::from(self.workers) > u64::from(SLOTS_MAX) {
+            if u64::from(*queues) * u64::from(self.steering.workers) > u64::from(SLOTS_MAX) {
                 return Err(BpfError::Limit(format!(
                     "{name} has {queues} queues for {} workers: at most {SLOTS_MAX} sockets fit; \
                      use fewer queues (ethtool -L {name} combined N)",
-                    self.workers
+                    self.steering.workers
                 )));
             }
         }
@@ -391,6 +386,7 @@ fn chain(error: &dyn error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use mpx_ebpf::{FLAG_DIRECT, FLOWS_MAX, FlowKey, MAP_FLOWS};
 
     fn config() -> LoadConfig {
         LoadConfig {
@@ -400,7 +396,14 @@ mod tests {
                 queues: 64,
             }],
             services: vec!["10.9.1.2:80".parse().unwrap()],
-            workers: 64,
+            steering: Config {
+                workers: 64,
+                owner_bits: 8,
+                owners: 64,
+                first_owner: 0,
+                flags: FLAG_DIRECT,
+                hash_key: [1, 2],
+            },
         }
     }
 
@@ -408,7 +411,7 @@ mod tests {
     fn what_the_maps_cannot_hold_is_refused_by_name() {
         assert!(config().validate().is_ok());
         let mut workers = config();
-        workers.workers = 65;
+        workers.steering.workers = 65;
         let message = workers.validate().unwrap_err().to_string();
         assert!(
             message.starts_with("s1 has 64 queues for 65 workers"),
@@ -425,6 +428,7 @@ mod tests {
         assert!(object.programs.contains_key(PROGRAM));
         for (name, key, value, entries) in [
             (MAP_SERVICES, size_of::<ServiceKey>(), 4, SERVICES_MAX),
+            (MAP_FLOWS, size_of::<FlowKey>(), 4, FLOWS_MAX),
             (MAP_CONFIG, 4, size_of::<ConfigWords>(), 1),
             (MAP_XSKS, 4, 4, INTERFACES_MAX),
             (MAP_COUNTERS, 4, 8, Verdict::ALL.len() as u32),

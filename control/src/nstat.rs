@@ -148,7 +148,7 @@ mod tests {
             "counters": {
                 "RxFrames": 17, "OutRsts": 2, "IcmpInMsgs": 3, "MPJoinSynRx": 5, "TCPTimeouts": 0,
             },
-            "xdp": { "XdpRedirect": 9 },
+            "xdp": { "XdpRedirectHome": 9 },
         });
         let shown = readable(&counters(&status, false));
         assert_eq!(
@@ -158,7 +158,7 @@ mod tests {
              MPTcpExtMPJoinSynRx             5\n\
              MpxdRxFrames                    17\n\
              TcpOutRsts                      2\n\
-             XdpRedirect                     9\n"
+             XdpRedirectHome                 9\n"
         );
         let all = counters(&status, true);
         assert_eq!(all["TcpExtTCPTimeouts"], 0);

@@ -15,7 +15,7 @@ use mpx_datapath::port::QueueStatistics;
 use mpx_datapath::port::xsk::{self, XskConfig, XskInterface, XskPort};
 use mpx_datapath::rand::ChaChaEntropy;
 use mpx_datapath::worker::{Command, Handle, Snapshot, Worker, clock};
-use mpx_ebpf::OWNER_BITS_DEFAULT;
+use mpx_ebpf::{FLAG_DIRECT, OWNER_BITS_DEFAULT};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::net::SocketAddr;
@@ -41,7 +41,8 @@ pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
     let (wake, events) = mpsc::channel();
     forward_signals(wake.clone())?;
 
-    let mut xdp = XdpProgram::load(&load_config(&plan)).map_err(|error| error.to_string())?;
+    let mut xdp =
+        XdpProgram::load(&load_config(&config, &plan)).map_err(|error| error.to_string())?;
     let services: Vec<_> = config.services.iter().map(Counted::new).collect();
     let apps = services.clone();
     let drain_ms = config.drain_timeout.as_millis() as u64;
@@ -310,7 +311,7 @@ fn pin() {
     }
 }
 
-fn load_config(plan: &Plan) -> LoadConfig {
+fn load_config(config: &Config, plan: &Plan) -> LoadConfig {
     LoadConfig {
         interfaces: plan
             .nics
@@ -327,7 +328,15 @@ fn load_config(plan: &Plan) -> LoadConfig {
             .flatten()
             .copied()
             .collect::<Vec<SocketAddr>>(),
-        workers: WORKERS,
+        steering: mpx_ebpf::Config {
+            workers: WORKERS,
+            owner_bits: OWNER_BITS_DEFAULT,
+            owners: config.server.of * WORKERS,
+            first_owner: config.server.id * WORKERS,
+            flags: FLAG_DIRECT,
+            // With one worker every home is the same.
+            hash_key: [0; 2],
+        },
     }
 }
 

@@ -6,14 +6,20 @@
 #![no_std]
 
 pub mod decode;
+mod flow;
+
+pub use flow::{FlowKey, flow_key, flow_key_of, home, queue_home};
 
 use core::net::{IpAddr, SocketAddr};
 
 /// Name of the XDP program in the object.
 pub const PROGRAM: &str = "mpx_xdp";
 
-/// [`ServiceKey`] to one of [`ENTRY_SERVICE`] and [`ENTRY_ADDRESS`].
+/// [`ServiceKey`] to what is known of it, as `ENTRY_…` bits.
 pub const MAP_SERVICES: &str = "SERVICES";
+/// [`FlowKey`] to the worker (never a slot) that owns a flow that neither its timestamps nor [`home`]
+/// name the owner of.
+pub const MAP_FLOWS: &str = "FLOWS";
 /// Array of one [`Config`], as [`ConfigWords`].
 pub const MAP_CONFIG: &str = "CONFIG";
 /// Interface index to that interface's XSKMAP, whose slots [`slot`] numbers.
@@ -27,6 +33,8 @@ pub const INTERFACES_MAX: u32 = 64;
 pub const SLOTS_MAX: u32 = 4096;
 /// Entries of the services map: one per address and port, and one per address.
 pub const SERVICES_MAX: u32 = 4096;
+/// Entries of the flows map, one per subflow that needs one. 25 MB of kernel memory.
+pub const FLOWS_MAX: u32 = 1 << 18;
 
 /// The XSKMAP slot of the socket that worker `owner` of `workers` holds on `queue`.
 #[inline(always)]
@@ -99,27 +107,63 @@ pub fn address_octets(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// Value in the services map: this address and port is a service.
+/// In the services map: this address and port is a service.
 pub const ENTRY_SERVICE: u32 = 1;
-/// Value in the services map: this address has services.
-pub const ENTRY_ADDRESS: u32 = 2;
+/// This address has services. Set in its [`address_key`] only.
+pub const ENTRY_ADDRESS: u32 = 1 << 1;
+/// Joins are taken at this address and port, or, in an [`address_key`], at any port.
+pub const ENTRY_JOINS: u32 = 1 << 2;
+/// A kernel socket that does MPTCP listens at this address and port: joins to it are the kernel's.
+pub const ENTRY_KERNEL: u32 = 1 << 3;
+/// The kernel does not have this address: ARP requests and neighbour solicitations for it are ours.
+/// Set in its [`address_key`] only.
+pub const ENTRY_ANNOUNCE: u32 = 1 << 4;
+
+/// Frames go to the socket of their owner. Without it they go to the home worker of their queue,
+/// and workers pass them on.
+pub const FLAG_DIRECT: u32 = 1;
+/// [`home`] of an initial subflow is the home worker of the queue it arrives on: the NIC hashes.
+pub const FLAG_FLOW_HASH_NIC: u32 = 1 << 1;
+/// Joins that are malformed, or for a port where none are taken, are dropped at once.
+pub const FLAG_DROP_INVALID_JOINS: u32 = 1 << 2;
 
 /// What the program must know besides the services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Workers of this server, at least 1.
     pub workers: u32,
-    /// Low bits of a TSval that hold the owner.
+    /// Low bits of a TSval that hold the owner's number.
     pub owner_bits: u32,
+    /// Servers times workers.
+    pub owners: u32,
+    /// Number of this server's first worker among the owners.
+    pub first_owner: u32,
+    /// `FLAG_…` bits.
+    pub flags: u32,
+    /// Of [`home`].
+    pub hash_key: [u64; 2],
 }
 
 /// A [`Config`] as the map holds it; the words not used yet are 0.
-pub type ConfigWords = [u32; 4];
+pub type ConfigWords = [u32; 12];
 
 impl Config {
-    #[inline(always)]
     pub const fn to_words(self) -> ConfigWords {
-        [self.workers, self.owner_bits, 0, 0]
+        let [k0, k1] = self.hash_key;
+        [
+            self.workers,
+            self.owner_bits,
+            self.owners,
+            self.first_owner,
+            self.flags,
+            k0 as u32,
+            (k0 >> 32) as u32,
+            k1 as u32,
+            (k1 >> 32) as u32,
+            0,
+            0,
+            0,
+        ]
     }
 
     #[inline(always)]
@@ -127,7 +171,42 @@ impl Config {
         Self {
             workers: words[0],
             owner_bits: words[1],
+            owners: words[2],
+            first_owner: words[3],
+            flags: words[4],
+            hash_key: [
+                words[5] as u64 | (words[6] as u64) << 32,
+                words[7] as u64 | (words[8] as u64) << 32,
+            ],
         }
+    }
+
+    #[inline(always)]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Which worker of this server has the number `owner`, if any.
+    #[inline(always)]
+    pub const fn worker_of(&self, owner: u32) -> Option<u32> {
+        let worker = owner.wrapping_sub(self.first_owner);
+        if worker < self.workers {
+            Some(worker)
+        } else {
+            None
+        }
+    }
+
+    /// Which worker of this server owns the connection of a token, if any.
+    #[inline(always)]
+    pub const fn worker_of_token(&self, token: u32) -> Option<u32> {
+        self.worker_of(owner_of(token, self.owners))
+    }
+
+    /// Which worker of this server a timestamp of ours names, if any.
+    #[inline(always)]
+    pub const fn worker_of_timestamp(&self, timestamp: u32) -> Option<u32> {
+        self.worker_of(owner_of_timestamp(timestamp, self.owner_bits))
     }
 }
 
@@ -151,16 +230,28 @@ macro_rules! verdicts {
 }
 
 verdicts! {
-    /// To the socket of the owner.
-    Redirect,
-    /// To the socket of the owner: an ICMP error that says that a segment of a service was too big.
+    /// To the owner of the connection that a join names by its token.
+    RedirectToken,
+    /// To the worker that the timestamp echoed names.
+    RedirectTimestamp,
+    /// To the worker that the flows map names.
+    RedirectFlow,
+    /// To the home worker of the flow.
+    RedirectHome,
+    /// To the home worker of the queue, as all that is ours without [`FLAG_DIRECT`].
+    RedirectMesh,
+    /// An ICMP error that says that a segment of ours was too big.
     RedirectTooBig,
+    /// A question for the link-layer address of an address that we announce.
+    RedirectNeighbor,
     /// To the kernel: neither IPv4 nor IPv6, or under more VLAN tags than the walk follows.
     PassNotIp,
     /// To the kernel: IP, but no TCP and no ICMP error about a segment of a service.
     PassNotTcp,
     /// To the kernel: TCP, but no service of ours.
     PassNotOurs,
+    /// To the kernel: a join to a port where a kernel socket that does MPTCP listens.
+    PassKernelJoin,
     /// To the kernel: ends in the middle of a header.
     PassTruncated,
     /// To the kernel: a later fragment to a served address. It names no port, and it cannot be
@@ -174,6 +265,8 @@ verdicts! {
     /// More extension headers than the walk follows, to an address we serve: whether it is for a
     /// service is not known, and the kernel could reset our flow.
     DropTooDeep,
+    /// A join that is malformed, or for a port where none are taken.
+    DropInvalidJoin,
     /// Ours, but the slot holds no socket.
     DropNoSocket,
     /// Ours, but the slot holds a socket of another queue: the kernel would drop it uncounted.
@@ -221,6 +314,40 @@ mod tests {
         assert_eq!(timestamp, 0xdead_be42);
         assert_eq!(owner_of_timestamp(timestamp, OWNER_BITS_DEFAULT), 0x42);
         assert_eq!(timestamp_with_owner(7, 3, 0), 7);
+    }
+
+    #[test]
+    fn what_the_map_holds_is_what_was_configured() {
+        let config = Config {
+            workers: 1,
+            owner_bits: 2,
+            owners: 3,
+            first_owner: 4,
+            flags: 5,
+            hash_key: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
+        };
+        assert_eq!(Config::from_words(&config.to_words()), config);
+    }
+
+    #[test]
+    fn workers_of_other_servers_are_none_of_ours() {
+        let config = Config {
+            workers: 2,
+            owner_bits: 8,
+            owners: 6,
+            first_owner: 2,
+            flags: FLAG_DIRECT,
+            hash_key: [0; 2],
+        };
+        let workers = [0, 1, 2, 3, 4, u32::MAX].map(|owner| config.worker_of(owner));
+        assert_eq!(workers, [None, None, Some(0), Some(1), None, None]);
+        // The middle third of all tokens is this server's.
+        assert_eq!(config.worker_of_token(u32::MAX / 3 - 1), None);
+        assert_eq!(config.worker_of_token(u32::MAX / 3 + 1), Some(0));
+        assert_eq!(config.worker_of_token(u32::MAX / 3 * 2 - 1), Some(1));
+        assert_eq!(config.worker_of_token(u32::MAX / 3 * 2 + 2), None);
+        assert_eq!(config.worker_of_timestamp(0xdead_be03), Some(1));
+        assert_eq!(config.worker_of_timestamp(0xdead_be04), None);
     }
 
     #[test]

@@ -15,14 +15,17 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use mpx_ebpf::{
-    Config, ConfigWords, ENTRY_ADDRESS, ENTRY_SERVICE, INTERFACES_MAX, SERVICES_MAX, SLOTS_MAX,
-    ServiceKey, VERDICTS, Verdict, address_key,
+    Config, ConfigWords, ENTRY_ADDRESS, ENTRY_SERVICE, FLOWS_MAX, FlowKey, INTERFACES_MAX,
+    SERVICES_MAX, SLOTS_MAX, ServiceKey, VERDICTS, Verdict, address_key,
     decode::{self, Bytes, Walk},
     service_key, slot,
 };
 
 #[btf_map]
 static SERVICES: HashMap<ServiceKey, u32, { SERVICES_MAX as usize }> = HashMap::new();
+
+#[btf_map]
+static FLOWS: HashMap<FlowKey, u32, { FLOWS_MAX as usize }> = HashMap::new();
 
 #[btf_map]
 static CONFIG: Array<ConfigWords, 1> = Array::new();
@@ -42,14 +45,22 @@ fn mpx_xdp(ctx: XdpContext) -> u32 {
     let verdict = judge(&ctx);
     count(verdict);
     match verdict {
-        Verdict::Redirect | Verdict::RedirectTooBig => xdp_action::XDP_REDIRECT,
+        Verdict::RedirectToken
+        | Verdict::RedirectTimestamp
+        | Verdict::RedirectFlow
+        | Verdict::RedirectHome
+        | Verdict::RedirectMesh
+        | Verdict::RedirectTooBig
+        | Verdict::RedirectNeighbor => xdp_action::XDP_REDIRECT,
         Verdict::DropFragment
         | Verdict::DropTooDeep
+        | Verdict::DropInvalidJoin
         | Verdict::DropNoSocket
         | Verdict::DropWrongQueue => xdp_action::XDP_DROP,
         Verdict::PassNotIp
         | Verdict::PassNotTcp
         | Verdict::PassNotOurs
+        | Verdict::PassKernelJoin
         | Verdict::PassTruncated
         | Verdict::PassFragment
         | Verdict::PassTooDeep => xdp_action::XDP_PASS,
@@ -98,7 +109,7 @@ fn judge(ctx: &XdpContext) -> Verdict {
             }
             // What is quoted of TCP names no owner, but one worker owns every connection.
             match redirect(ctx) {
-                Verdict::Redirect => Verdict::RedirectTooBig,
+                Verdict::RedirectHome => Verdict::RedirectTooBig,
                 refused => refused,
             }
         }
@@ -132,7 +143,7 @@ fn redirect(ctx: &XdpContext) -> Verdict {
         // AF_XDP delivers only to a socket of the very queue; the kernel drops others uncounted.
         Some(bound) if bound != queue => Verdict::DropWrongQueue,
         Some(_) => match sockets.redirect(slot, xdp_action::XDP_DROP as u64) {
-            Ok(_) => Verdict::Redirect,
+            Ok(_) => Verdict::RedirectHome,
             Err(_) => Verdict::DropNoSocket,
         },
         None => Verdict::DropNoSocket,

@@ -1,0 +1,182 @@
+//! What names a flow of its own: the key of the FLOWS map, and the worker that an initial subflow
+//! belongs to.
+
+use core::net::SocketAddr;
+
+use crate::{address_octets, owner_of};
+
+/// Remote address, local address (as in [`crate::ServiceKey`]), remote port, local port, in network
+/// order.
+pub type FlowKey = [u8; 36];
+
+/// The key of a flow as its frames arrive: the source is the remote side.
+#[inline(always)]
+pub const fn flow_key(
+    remote: [u8; 16],
+    remote_port: u16,
+    local: [u8; 16],
+    local_port: u16,
+) -> FlowKey {
+    let mut key = [0; 36];
+    let mut at = 0;
+    while at < 16 {
+        key[at] = remote[at];
+        key[16 + at] = local[at];
+        at += 1;
+    }
+    let [remote_port, local_port] = [remote_port.to_be_bytes(), local_port.to_be_bytes()];
+    key[32] = remote_port[0];
+    key[33] = remote_port[1];
+    key[34] = local_port[0];
+    key[35] = local_port[1];
+    key
+}
+
+/// [`flow_key`] of socket addresses.
+pub fn flow_key_of(remote: SocketAddr, local: SocketAddr) -> FlowKey {
+    flow_key(
+        address_octets(remote.ip()),
+        remote.port(),
+        address_octets(local.ip()),
+        local.port(),
+    )
+}
+
+/// The worker, of `workers`, that an initial subflow belongs to where the program hashes (see
+/// [`crate::FLAG_FLOW_HASH_NIC`]). Nobody who does not know the key can aim at one worker.
+#[inline(always)]
+pub const fn home(key: &FlowKey, hash_key: &[u64; 2], workers: u32) -> u32 {
+    owner_of((siphash_1_3(key, hash_key) >> 32) as u32, workers)
+}
+
+/// The worker whose home `queue` is. It alone transmits, refills and drains there.
+#[inline(always)]
+pub const fn queue_home(queue: u32, workers: u32) -> u32 {
+    // BPF defines division by 0, Rust does not.
+    if workers == 0 { 0 } else { queue % workers }
+}
+
+/// SipHash-1-3 of the 36 octets, without a loop whose bound the verifier would have to find.
+#[inline(always)]
+const fn siphash_1_3(key: &FlowKey, hash_key: &[u64; 2]) -> u64 {
+    let [k0, k1] = *hash_key;
+    let mut v = [
+        k0 ^ 0x736f_6d65_7073_6575,
+        k1 ^ 0x646f_7261_6e64_6f6d,
+        k0 ^ 0x6c79_6765_6e65_7261,
+        k1 ^ 0x7465_6462_7974_6573,
+    ];
+    v = absorb(v, word(key, 0));
+    v = absorb(v, word(key, 8));
+    v = absorb(v, word(key, 16));
+    v = absorb(v, word(key, 24));
+    let tail = u32::from_le_bytes([key[32], key[33], key[34], key[35]]);
+    v = absorb(v, (36 << 56) | tail as u64);
+    v[2] ^= 0xff;
+    v = round(round(round(v)));
+    v[0] ^ v[1] ^ v[2] ^ v[3]
+}
+
+#[inline(always)]
+const fn absorb(mut v: [u64; 4], word: u64) -> [u64; 4] {
+    v[3] ^= word;
+    v = round(v);
+    v[0] ^= word;
+    v
+}
+
+#[inline(always)]
+const fn round([mut a, mut b, mut c, mut d]: [u64; 4]) -> [u64; 4] {
+    a = a.wrapping_add(b);
+    b = b.rotate_left(13) ^ a;
+    a = a.rotate_left(32);
+    c = c.wrapping_add(d);
+    d = d.rotate_left(16) ^ c;
+    a = a.wrapping_add(d);
+    d = d.rotate_left(21) ^ a;
+    c = c.wrapping_add(b);
+    b = b.rotate_left(17) ^ c;
+    c = c.rotate_left(32);
+    [a, b, c, d]
+}
+
+#[inline(always)]
+const fn word(key: &FlowKey, at: usize) -> u64 {
+    u64::from_le_bytes([
+        key[at],
+        key[at + 1],
+        key[at + 2],
+        key[at + 3],
+        key[at + 4],
+        key[at + 5],
+        key[at + 6],
+        key[at + 7],
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use core::hash::Hasher;
+
+    use proptest::prelude::*;
+    use siphasher::sip::SipHasher13;
+
+    use super::*;
+
+    #[test]
+    fn a_key_holds_each_part_in_its_place() {
+        let key = flow_key_of(
+            "192.0.2.7:513".parse().unwrap(),
+            "[2001:db8::2]:80".parse().unwrap(),
+        );
+        assert_eq!(key[10..16], [0xff, 0xff, 192, 0, 2, 7]);
+        assert_eq!(key[16..20], [0x20, 0x01, 0x0d, 0xb8]);
+        assert_eq!(key[31..], [2, 2, 1, 0, 80]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_hash_is_that_of_a_crate(
+            key in proptest::array::uniform32(any::<u8>()),
+            ports in any::<[u8; 4]>(),
+            hash_key in any::<[u64; 2]>(),
+        ) {
+            let mut whole = [0; 36];
+            whole[..32].copy_from_slice(&key);
+            whole[32..].copy_from_slice(&ports);
+            let mut oracle = SipHasher13::new_with_keys(hash_key[0], hash_key[1]);
+            oracle.write(&whole);
+            prop_assert_eq!(siphash_1_3(&whole, &hash_key), oracle.finish());
+        }
+    }
+
+    #[test]
+    fn homes_are_shared_out_evenly_and_differently_under_another_key() {
+        let [local, remote] = [[1; 16], [2; 16]];
+        for workers in [1, 2, 3, 16] {
+            let mut hits = [0u32; 16];
+            let mut moved = 0;
+            for port in 0..16_000 {
+                let key = flow_key(remote, port, local, 80);
+                let worker = home(&key, &[7, 8], workers);
+                hits[worker as usize] += 1;
+                moved += u32::from(home(&key, &[7, 9], workers) != worker);
+            }
+            let share = 16_000 / workers;
+            for &count in &hits[..workers as usize] {
+                // Six standard deviations of a binomial distribution are less than this.
+                assert!(count.abs_diff(share) < 400, "{count} of {share}");
+            }
+            assert!(hits[workers as usize..].iter().all(|&count| count == 0));
+            assert!(moved.abs_diff(16_000 - share) < 400, "{moved}");
+        }
+    }
+
+    #[test]
+    fn every_queue_has_one_home() {
+        let homes = |workers| [0, 1, 2, 3].map(|queue| queue_home(queue, workers));
+        assert_eq!(homes(1), [0, 0, 0, 0]);
+        assert_eq!(homes(3), [0, 1, 2, 0]);
+        assert_eq!(homes(8), [0, 1, 2, 3]);
+    }
+}
