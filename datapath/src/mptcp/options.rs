@@ -175,7 +175,9 @@ impl Connection {
         match self.subflows[index].announce(mapping) {
             Announced::Known => true,
             Announced::Conflict => {
+                // RFC 8684 §3.3.1: what either of them says of the octets cannot be believed.
                 metrics.dss_not_matching += 1;
+                self.reset_subflow(index, RST_MPTCP_SPECIFIC);
                 true
             }
             Announced::NoRoom => false,

@@ -1,17 +1,18 @@
 //! Multipath TCP that turns into plain TCP (RFC 8684 §3.1, §3.7).
 
-use super::script::{ACK, FIN, SERVER, SYN, Script};
-use crate::model::apps::{Behaviour, ECHO, TestApp};
+use super::pen::{ISS, KEY, Pen, capable};
+use super::script::{FIN, SERVER};
+use crate::model::apps::{Behaviour, ECHO};
 use crate::model::client::{ClientConfig, Mode, Quirks};
 use crate::model::middlebox::Meddling;
 use crate::model::net::{Path, Side};
 use crate::model::sim::{Family, Sim, SimConfig};
 use crate::model::subflow::State;
-use crate::model::{assert_same, dss_checksum, stream, token_and_idsn};
-use mpx_datapath::engine::{Fallback, FallbackReport, Patience};
+use crate::model::{assert_same, stream};
+use mpx_datapath::engine::{Fallback, FallbackReport};
 use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::time::Duration;
-use mpx_datapath::wire::mptcp::{CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFail};
+use mpx_datapath::wire::mptcp::{CapableContent, DsnWidth, MpFail};
 use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions};
 
 /// Both sides send 100,000 octets; `first` says who begins.
@@ -190,152 +191,6 @@ fn another_path_brings_what_one_without_options_took() {
     assert_same(sim.clients[c].received(), &sent);
     assert_same(&sim.app.record().received, &sent);
     sim.finish();
-}
-
-/// A client by hand of a service that asks for checksums: what it sends is as the test has it.
-struct Pen {
-    script: Script,
-    app: TestApp,
-    server_key: u64,
-    ack: TcpSeq,
-    data_ack: u64,
-}
-
-const KEY: u64 = 0x0102_0304_0506_0708;
-const ISS: u32 = 0xffff_ff00;
-
-fn capable(content: CapableContent) -> MpCapable {
-    MpCapable {
-        version: 1,
-        flags: MpCapable::FLAG_SHA256,
-        content,
-    }
-}
-
-impl Pen {
-    fn opened(checksum: bool, behaviour: Behaviour) -> Pen {
-        let mut pen = Pen::half_open(checksum, behaviour);
-        let mut options = TcpOptions::default();
-        options.mptcp.capable = Some(capable(CapableContent::Ack {
-            sender_key: KEY,
-            receiver_key: pen.server_key,
-        }));
-        pen.script.send(ISS + 1, pen.ack, ACK, options, &[]);
-        pen
-    }
-
-    /// The SYN/ACK has come.
-    fn half_open(checksum: bool, behaviour: Behaviour) -> Pen {
-        let app = TestApp::new(behaviour);
-        let mut pen = Pen {
-            script: Script::configured(Box::new(app.clone()), Patience::default(), |config| {
-                config.services[0].checksum = checksum;
-            }),
-            app,
-            server_key: 0,
-            ack: TcpSeq(0),
-            data_ack: 0,
-        };
-        let mut options = TcpOptions::default();
-        options.mptcp.capable = Some(capable(CapableContent::Syn));
-        pen.script.send(ISS, TcpSeq(0), SYN, options, &[]);
-        let (syn_ack, _) = pen.answer();
-        let Some(CapableContent::SynAck { sender_key }) =
-            syn_ack.options.mptcp.capable.map(|c| c.content)
-        else {
-            panic!("MP_CAPABLE is answered: {syn_ack:?}")
-        };
-        (pen.server_key, pen.ack) = (sender_key, syn_ack.seq + 1);
-        pen.data_ack = token_and_idsn(sender_key).1.wrapping_add(1);
-        pen
-    }
-
-    /// Number of octet `at` of our stream.
-    fn dsn(at: usize) -> u64 {
-        token_and_idsn(KEY).1.wrapping_add(1 + at as u64)
-    }
-
-    /// Number of octet `at` of the server's stream.
-    fn server_dsn(&self, at: usize) -> u64 {
-        token_and_idsn(self.server_key)
-            .1
-            .wrapping_add(1 + at as u64)
-    }
-
-    /// DSS of `text` at octet `at` of the subflow and `offset` of the stream; its checksum is that of
-    /// `summed`.
-    fn mapping(&self, at: usize, offset: usize, summed: &[u8]) -> TcpOptions {
-        let (dsn, len) = (Pen::dsn(offset), summed.len() as u16);
-        let mut options = self.data_ack();
-        if let Some(dss) = &mut options.mptcp.dss {
-            dss.mapping = Some(DssMapping {
-                dsn: DsnWidth::Eight(dsn),
-                subflow_seq: 1 + at as u32,
-                len,
-                checksum: Some(dss_checksum(dsn, 1 + at as u32, len, summed)),
-            });
-        }
-        options
-    }
-
-    fn infinite(&self, at: usize, offset: usize) -> TcpOptions {
-        let mut options = TcpOptions::default();
-        options.mptcp.dss = Some(Dss {
-            mapping: Some(DssMapping {
-                dsn: DsnWidth::Eight(Pen::dsn(offset)),
-                subflow_seq: 1 + at as u32,
-                len: 0,
-                checksum: Some(0),
-            }),
-            ..Dss::default()
-        });
-        options
-    }
-
-    fn data_ack(&self) -> TcpOptions {
-        let mut options = TcpOptions::default();
-        options.mptcp.dss = Some(Dss {
-            data_ack: Some(DsnWidth::Eight(self.data_ack)),
-            ..Dss::default()
-        });
-        options
-    }
-
-    fn fail(&self, dsn: u64) -> TcpOptions {
-        let mut options = self.data_ack();
-        options.mptcp.fail = Some(MpFail { dsn });
-        options
-    }
-
-    /// `text` at octet `at` of the subflow.
-    fn send(&mut self, at: usize, options: TcpOptions, text: &[u8]) {
-        let seq = ISS.wrapping_add(1 + at as u32);
-        self.script.send(seq, self.ack, ACK, options, text);
-    }
-
-    fn fin(&mut self, at: usize) {
-        let seq = ISS.wrapping_add(1 + at as u32);
-        self.script
-            .send(seq, self.ack, ACK | FIN, TcpOptions::default(), &[]);
-    }
-
-    /// The one segment that the server sends now.
-    fn answer(&mut self) -> (TcpHeader, usize) {
-        let answers = self.script.answers();
-        let [answer] = answers[..] else {
-            panic!("one segment, not {answers:?}")
-        };
-        answer
-    }
-
-    fn mode(&self) -> &'static str {
-        let report = self.script.engine.report(self.script.now, 1);
-        report.conns.first().map_or("-", |c| c.mode)
-    }
-
-    fn fallbacks(&self) -> Vec<FallbackReport> {
-        self.script.engine.report(self.script.now, 0).fallbacks
-    }
 }
 
 fn counted(cause: &'static str, direction: &'static str) -> Vec<FallbackReport> {

@@ -1,7 +1,8 @@
 //! Frames that no honest client sends: they are counted, they never bring the engine down, and
 //! nothing they leave behind stays for ever.
 
-use crate::model::apps::{Behaviour, TestApp};
+use super::pen::Pen;
+use crate::model::apps::{Behaviour, ECHO, TestApp};
 use crate::model::client::ClientConfig;
 use crate::model::net::Path;
 use crate::model::server::Server;
@@ -9,6 +10,8 @@ use crate::model::sim::{Family, Sim, SimConfig};
 use crate::model::{Rng, effort, ones_complement, stream};
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::time::{Duration, Instant};
+use mpx_datapath::wire::mptcp::MpPrio;
+use mpx_datapath::wire::tcp::TcpFlags;
 
 /// Mutated frames in all.
 const FRAMES: usize = 1_000_000;
@@ -288,4 +291,87 @@ fn fix_checksums(f: &mut [u8]) {
     octets.extend_from_slice(segment);
     let sum = !ones_complement(&octets);
     segment[16..18].copy_from_slice(&sum.to_be_bytes());
+}
+
+// RFC 8684 §3.3.1: a mapping never changes. One that says otherwise of octets that are not there yet
+// ends its subflow, and neither of the two is delivered; the same one again changes nothing.
+#[test]
+fn a_mapping_that_contradicts_another_resets_its_subflow() {
+    for shift in [0, 1] {
+        let mut pen = Pen::half_open(false, Behaviour::default());
+        pen.third_ack();
+        let mapping = |pen: &Pen, shift: usize| {
+            let mut options = pen.mapping(0, shift, b"hello world");
+            let dss = options.mptcp.dss.as_mut();
+            if let Some(mapping) = dss.and_then(|dss| dss.mapping.as_mut()) {
+                mapping.checksum = None;
+            }
+            options
+        };
+        // Its second half first.
+        pen.send(6, mapping(&pen, 0), b"world");
+        pen.script.answers();
+        pen.send(0, mapping(&pen, shift), b"hello ");
+        let reset = pen.script.answers().into_iter().find_map(|(tcp, _)| {
+            let rst = tcp.flags.contains(TcpFlags::RST);
+            rst.then_some(tcp.options.mptcp.tcprst.map(|r| r.reason))
+        });
+        let received = pen.app.record().received;
+        let conflicts = pen.script.engine.metrics.dss_not_matching;
+        if shift == 0 {
+            assert_eq!((reset, conflicts), (None, 0));
+            assert_eq!(received, b"hello world");
+        } else {
+            assert_eq!((reset, conflicts), (Some(Some(1)), 1));
+            assert_eq!(received, b"");
+        }
+    }
+}
+
+// RFC 8684 §3.3.1: what the peer calls urgent is mapped like everything else and stays where it is in
+// the stream; nothing of ours is urgent.
+#[test]
+fn urgent_data_is_inline() {
+    let mut pen = Pen::half_open(false, ECHO);
+    pen.third_ack();
+    let mut options = pen.mapping(0, 0, b"hello");
+    let dss = options.mptcp.dss.as_mut();
+    if let Some(mapping) = dss.and_then(|dss| dss.mapping.as_mut()) {
+        mapping.checksum = None;
+    }
+    pen.script.urgent = Some(3);
+    pen.send(0, options, b"hello");
+    assert_eq!(pen.app.record().received, b"hello");
+    let (echoed, len) = pen.answer();
+    assert_eq!(len, 5);
+    assert!(!echoed.flags.contains(TcpFlags::URG));
+    assert_eq!(echoed.urgent, 0);
+}
+
+// RFC 8684 §3.4.1: a duplicate ACK that carries a signal tells nothing of congestion. Without one the
+// third repeats what seems lost (RFC 5681 §3.2).
+#[test]
+fn duplicate_acknowledgments_with_signals_mean_no_loss() {
+    for signals in [true, false] {
+        let mut pen = Pen::half_open(
+            false,
+            Behaviour {
+                send_bytes: 100_000,
+                ..Behaviour::default()
+            },
+        );
+        pen.third_ack();
+        let first = pen.script.answers();
+        let mut repeated = 0;
+        for _ in 0..4 {
+            let mut options = pen.data_ack();
+            options.mptcp.prio = signals.then_some(MpPrio { backup: false });
+            pen.send(0, options, &[]);
+            let answers = pen.script.answers();
+            repeated += answers.iter().filter(|a| a.0.seq == first[0].0.seq).count();
+        }
+        assert_eq!(repeated, usize::from(!signals));
+        let found = pen.script.engine.metrics.tcp_fast_recoveries;
+        assert_eq!(found, u64::from(!signals));
+    }
 }

@@ -1,10 +1,18 @@
 //! MP_JOIN (RFC 8684 §3.2) and what happens when a subflow goes.
 
+use super::pen::Pen;
+use super::script::SYN;
 use crate::model::apps::{Behaviour, ECHO};
 use crate::model::client::{ClientConfig, Quirks};
-use crate::model::sim::{Family, Sim, SimConfig};
+use crate::model::server::ServiceSetup;
+use crate::model::sim::{Family, SERVICE_PORT, Sim, SimConfig};
 use crate::model::subflow::State;
 use crate::model::{assert_same, seeds, stream};
+use mpx_datapath::port::IfaceId;
+use mpx_datapath::time::Duration;
+use mpx_datapath::wire::mptcp::MpTcprst;
+use mpx_datapath::wire::tcp::TcpFlags;
+use std::net::SocketAddr;
 
 fn connected(app: Behaviour, quirks: Quirks) -> Sim {
     let mut sim = Sim::new(SimConfig::with(app));
@@ -103,7 +111,7 @@ fn a_subflow_may_come_after_all_others_carried_everything() {
     let at = sim.join(0, 1);
     sim.run(|sim| sim.clients[0].subflows[at].open());
     sim.clients[0].reset(0);
-    sim.run_for(mpx_datapath::time::Duration::from_millis(100));
+    sim.run_for(Duration::from_millis(100));
     sim.clients[0].send(&stream(2, 100_000));
     sim.clients[0].close_write();
     sim.run(|sim| sim.clients[0].closed());
@@ -130,6 +138,94 @@ fn joins_come_and_go_while_data_flows_both_ways() {
         sim.clients[0].close_write();
         sim.run(|sim| sim.clients[0].closed());
         assert_same(&sim.clients[0].received()[5..], &sent);
+        sim.finish();
+    }
+}
+
+// RFC 8684 §3.1, §3.2: a join that overtakes the third ACK of its connection is dropped, without a RST
+// that would bar its path, and the next copy of its SYN is taken.
+#[test]
+fn a_join_that_overtakes_the_third_ack_is_left_to_its_retransmission() {
+    let mut pen = Pen::half_open(false, ECHO);
+    pen.join();
+    assert_eq!(pen.script.answers(), []);
+    assert_eq!(pen.script.engine.metrics.mp_join_rejected, 1);
+    pen.third_ack();
+    pen.join();
+    let (syn_ack, _) = pen.answer();
+    assert!(syn_ack.flags.contains(SYN));
+    pen.join_ack(&syn_ack, true);
+    assert_eq!(pen.script.engine.metrics.mp_join_ack_rx, 1);
+}
+
+// RFC 8684 §3.6: one too many is refused for lack of resources, and for now (T): there may be room
+// later.
+#[test]
+fn a_limit_refuses_a_join_for_now() {
+    for subflows_max in [1, 2] {
+        let mut pen = Pen::configured(ECHO, |config| {
+            config.subflows_per_connection_max = subflows_max;
+        });
+        pen.third_ack();
+        pen.join();
+        let (answer, _) = pen.answer();
+        let refusal = (subflows_max == 1).then_some(MpTcprst {
+            transient: true,
+            reason: 2,
+        });
+        assert_eq!(answer.options.mptcp.tcprst, refusal);
+        assert_eq!(answer.flags.contains(TcpFlags::RST), refusal.is_some());
+    }
+}
+
+// RFC 8684 §3.2, §3.7: a third ACK without MP_JOIN is answered with a RST, and makes no connection of
+// its own.
+#[test]
+fn a_join_that_loses_its_option_is_reset() {
+    let mut pen = Pen::half_open(false, ECHO);
+    pen.third_ack();
+    pen.join();
+    let (syn_ack, _) = pen.answer();
+    pen.join_ack(&syn_ack, false);
+    let (answer, _) = pen.answer();
+    assert!(answer.flags.contains(TcpFlags::RST));
+    assert_eq!(answer.options.mptcp.tcprst.map(|r| r.reason), Some(6));
+    assert_eq!(pen.script.engine.metrics.mp_join_ack_missing, 1);
+    assert_eq!(pen.script.engine.connections(), 1);
+    assert_eq!(pen.mode(), "mptcp");
+}
+
+// RFC 8684 §3.2: a subflow may be of the other family than the one before it.
+#[test]
+fn a_connection_spans_both_families() {
+    for (first, second) in [(Family::V4, Family::V6), (Family::V6, Family::V4)] {
+        let mut config = SimConfig::with(ECHO);
+        config.more_services.push(ServiceSetup {
+            port: SERVICE_PORT + 1,
+            checksum: false,
+            patience: config.patience,
+            congestion: config.congestion,
+            ecn: false,
+        });
+        let mut sim = Sim::new(config);
+        let c = sim.connect(ClientConfig::new(first.server_at(0, SERVICE_PORT + 1)));
+        sim.run(|sim| sim.clients[c].established());
+        let local = SocketAddr::new(second.host(1, 1000), 50_000);
+        let remote = second.server_at(1, SERVICE_PORT + 1);
+        let at = sim.clients[c].join(local, remote, IfaceId(1), false);
+        sim.run(|sim| sim.clients[c].subflows[at].open());
+        // Only the other family is left; the name of the peer is the one it came with (§4).
+        let peer = sim.clients[c].subflows[0].local;
+        sim.clients[c].reset(0);
+        sim.run_for(Duration::from_millis(100));
+        let report = sim.server.engine.report(sim.now, 1);
+        assert_eq!(report.conns[0].peer, peer);
+        assert_eq!(report.conns[0].subflows.len(), 1);
+        let sent = stream(1, 100_000);
+        sim.clients[c].send(&sent);
+        sim.clients[c].close_write();
+        sim.run(|sim| sim.clients[c].closed());
+        assert_same(sim.clients[c].received(), &sent);
         sim.finish();
     }
 }

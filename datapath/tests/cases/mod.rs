@@ -9,6 +9,7 @@ mod memory;
 mod neighbour;
 mod offer;
 mod path_mtu;
+mod pen;
 mod review;
 mod script;
 mod states;

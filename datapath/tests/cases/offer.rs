@@ -1,6 +1,9 @@
 //! MP_CAPABLE of a SYN and what it is answered with (RFC 8684 §3.1).
 
-use super::script::{SYN, Script};
+use super::script::{ACK, SYN, Script};
+use mpx_datapath::app::builtin::Discard;
+use mpx_datapath::engine::Patience;
+use mpx_datapath::rand::{ChaChaEntropy, Entropy};
 use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::time::Duration;
 use mpx_datapath::wire::mptcp::{CapableContent, MpCapable};
@@ -88,4 +91,54 @@ fn every_copy_of_a_syn_ack_has_the_same_key() {
         "the copy 600 ms later, the one of the timer: {keys:?}"
     );
     assert!(keys[0].is_some() && keys.iter().all(|key| *key == keys[0]));
+}
+
+/// Numbers each key `times` times in a row; the rest is as ever.
+struct Repeating {
+    inner: ChaChaEntropy,
+    key: [u8; 8],
+    times: u32,
+    left: u32,
+}
+
+impl Entropy for Repeating {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        if bytes.len() != self.key.len() {
+            return self.inner.fill(bytes);
+        }
+        if self.left == 0 {
+            self.inner.fill(&mut self.key);
+            self.left = self.times;
+        }
+        self.left -= 1;
+        bytes.copy_from_slice(&self.key);
+    }
+}
+
+// RFC 8684 §3.1: a key whose token is taken is drawn again; if no other one turns up, the connection
+// is plain TCP.
+#[test]
+fn a_key_whose_token_is_taken_is_drawn_again() {
+    for times in [3, u32::MAX] {
+        let entropy = Box::new(Repeating {
+            inner: ChaChaEntropy::deterministic(1),
+            key: [0; 8],
+            times,
+            left: 0,
+        });
+        let app = Box::new(Discard);
+        let mut script = Script::drawing(app, Patience::default(), entropy, |_| {});
+        let mut answers = Vec::new();
+        for port in [5000, 5001] {
+            script.client.set_port(port);
+            script.send(1, TcpSeq(0), SYN, offer(SHA256), b"");
+            let (syn_ack, _) = script.answers()[0];
+            assert!(syn_ack.flags.contains(SYN | ACK));
+            answers.push(syn_ack.options.mptcp.capable);
+        }
+        assert!(answers[0].is_some() && answers[0] != answers[1]);
+        assert_eq!(answers[1].is_some(), times == 3);
+        let none_left = script.engine.metrics.mp_fallback_token_init;
+        assert_eq!(none_left, u64::from(times != 3));
+    }
 }

@@ -7,7 +7,7 @@ use mpx_datapath::engine::{
     SubflowReport,
 };
 use mpx_datapath::port::IfaceId;
-use mpx_datapath::rand::ChaChaEntropy;
+use mpx_datapath::rand::{ChaChaEntropy, Entropy};
 use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::time::{Duration, Instant};
@@ -24,6 +24,10 @@ pub const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0
 pub struct Script {
     pub engine: Engine,
     pub now: Instant,
+    /// Who sends.
+    pub client: SocketAddr,
+    /// The urgent pointer of the client's segments.
+    pub urgent: Option<u16>,
     /// In the client's segments.
     pub window: u16,
     /// Where they come from.
@@ -48,6 +52,17 @@ impl Script {
         patience: Patience,
         change: impl FnOnce(&mut EngineConfig),
     ) -> Script {
+        let entropy = Box::new(ChaChaEntropy::deterministic(1));
+        Script::drawing(app, patience, entropy, change)
+    }
+
+    /// With numbers of the caller's.
+    pub fn drawing(
+        app: Box<dyn App>,
+        patience: Patience,
+        entropy: Box<dyn Entropy>,
+        change: impl FnOnce(&mut EngineConfig),
+    ) -> Script {
         let service = ServiceConfig {
             name: "script".into(),
             listen: vec![SERVER],
@@ -61,9 +76,10 @@ impl Script {
         let mut config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
         change(&mut config);
         let now = Instant::from_millis(1000);
-        let entropy = Box::new(ChaChaEntropy::deterministic(1));
         Script {
             engine: Engine::new(config, vec![app], now, entropy),
+            client: CLIENT,
+            urgent: None,
             now,
             window: 60_000,
             link: Link {
@@ -83,23 +99,26 @@ impl Script {
         text: &[u8],
     ) {
         let header = TcpHeader {
-            src_port: CLIENT.port(),
+            src_port: self.client.port(),
             dst_port: SERVER.port(),
             seq: TcpSeq(seq),
             ack,
-            flags,
+            flags: match self.urgent {
+                Some(_) => flags | TcpFlags::URG,
+                None => flags,
+            },
             window: self.window,
-            urgent: 0,
+            urgent: self.urgent.unwrap_or(0),
             options,
         };
         let link = self.link;
         let mut frame = vec![0; 2048];
-        let at = frame::header_len(&link, &CLIENT.ip(), &options);
+        let at = frame::header_len(&link, &self.client.ip(), &options);
         let sum = mpx_datapath::wire::checksum::copy_and_sum(&mut frame[at..at + text.len()], text);
         let len = frame::emit(
             &mut frame,
             &link,
-            CLIENT.ip(),
+            self.client.ip(),
             SERVER.ip(),
             0,
             &header,
