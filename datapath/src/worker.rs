@@ -22,6 +22,8 @@ const TRANSMIT_BATCH: usize = 256;
 /// up to the second, for an interface may be down for long.
 const UNSENT_RETRY: Duration = Duration::from_millis(1);
 const UNSENT_RETRY_MAX: Duration = Duration::from_millis(64);
+/// Keys drawn ahead in a turn without work.
+const IDLE_DRAWS: u32 = 64;
 /// Commands waiting at once; a further one is refused.
 const INBOX_COMMANDS: usize = 64;
 /// How long RSTs may take to leave after the drain deadline.
@@ -118,7 +120,7 @@ impl<P: Port> Worker<P> {
         let mut idle_since = None;
         loop {
             let now = clock();
-            if self.turn(now) {
+            if self.turn(now) || self.engine.refill_keys(IDLE_DRAWS) {
                 idle_since = None;
             } else {
                 let since = *idle_since.get_or_insert(now);

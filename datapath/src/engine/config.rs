@@ -21,6 +21,8 @@ pub struct EngineConfig {
     pub connections_max: usize,
     /// Initial subflows in SYN-RECEIVED.
     pub half_open_max: usize,
+    /// Keys drawn ahead in idle time.
+    pub keys_ahead_max: usize,
     pub subflows_per_connection_max: usize,
     /// Of one connection.
     pub buffers: Buffers,
@@ -52,6 +54,7 @@ impl EngineConfig {
             owner_bits: 8,
             connections_max: 100_000,
             half_open_max: 16_384,
+            keys_ahead_max: 1_024,
             subflows_per_connection_max: 8,
             buffers: Buffers::default(),
             memory_max_bytes: 1 << 30,

@@ -1,6 +1,7 @@
 //! A SYN that joins a subflow to a connection (RFC 8684 §3.2).
 
 use super::flow::{FlowEntry, FlowKey};
+use super::listen::Offer;
 use super::{Engine, JoinPolicy};
 use crate::mptcp::close::{RST_MPTCP_SPECIFIC, RST_NO_RESOURCES, RST_PROHIBITED};
 use crate::mptcp::{Handshake, Mode, Subflow};
@@ -93,7 +94,8 @@ impl Engine {
             remote_nonce: nonce,
         };
         let iss = self.initial_sequence(now, segment, last_used);
-        let mut subflow = self.new_subflow(now, iface, segment, service, handshake, iss);
+        let offer = Offer::of_syn(segment, self.services[service].config.ecn);
+        let mut subflow = self.new_subflow(now, iface, segment, service, &offer, handshake, iss);
         let connection = &mut self.connections[index];
         connection.set_allowance(self.memory.allowance());
         connection.joined = true;

@@ -19,13 +19,46 @@ use crate::time::Instant;
 use crate::wire::frame::Segment;
 use crate::wire::tcp::TcpFlags;
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// RFC 9293 §3.7.1: a peer that sends no MSS option takes this much.
 const MSS_DEFAULT_V4: u16 = 536;
 const MSS_DEFAULT_V6: u16 = 1220;
+/// The least that is sent in a segment.
+pub(super) const MSS_MIN: u16 = 88;
 /// What a subflow may stage beyond a window: one mapping and as much without one.
 const STAGING_SLACK_BYTES: usize = 3 * 65_536;
+
+/// What a client's SYN said of its side: as it came, or as a cookie has kept it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Offer {
+    pub(super) irs: TcpSeq,
+    pub(super) mss: u16,
+    pub(super) window_scale: Option<u8>,
+    pub(super) sack_permitted: bool,
+    pub(super) tsval: Option<u32>,
+    /// With our side's answer to it.
+    pub(super) ecn: Ecn,
+}
+
+impl Offer {
+    /// Of a SYN to a service that agrees to ECN or does not.
+    pub(super) fn of_syn(syn: &Segment<'_>, ecn_allowed: bool) -> Offer {
+        let options = &syn.tcp.options;
+        let mss_default = match syn.dst {
+            IpAddr::V4(_) => MSS_DEFAULT_V4,
+            IpAddr::V6(_) => MSS_DEFAULT_V6,
+        };
+        Offer {
+            irs: syn.tcp.seq,
+            mss: options.mss.unwrap_or(mss_default),
+            window_scale: options.window_scale,
+            sack_permitted: options.sack_permitted,
+            tsval: options.timestamps.map(|ts| ts.tsval),
+            ecn: Ecn::new(syn.tcp.flags, ecn_allowed),
+        }
+    }
+}
 
 impl Engine {
     /// RFC 9293 §3.10.7.1 and §3.10.7.2. `last_used`: our next sequence number of a connection in
@@ -68,44 +101,47 @@ impl Engine {
         last_used.map_or(keyed, |used| keyed.max(used))
     }
 
-    /// A subflow in SYN-RECEIVED for this SYN, of a connection of `service`.
+    /// The clock of our TSval on segments from `local` to `remote`.
+    pub(super) fn timestamp_clock(&self, local: SocketAddr, remote: SocketAddr) -> TsClock {
+        TsClock {
+            offset: self.secrets.timestamp_offset(local, remote),
+            owner: self.config.owner,
+            owner_bits: self.config.owner_bits,
+        }
+    }
+
+    /// The MSS that we announce on `iface`.
+    // RFC 6691: MSS counts neither IP nor TCP options.
+    pub(super) fn local_mss(&self, iface: IfaceId, local: IpAddr) -> u16 {
+        let mtu = self.config.interfaces[usize::from(iface.0)].mtu;
+        let headers = headers_len(local.is_ipv6());
+        mtu.saturating_sub(headers).min(usize::from(u16::MAX)) as u16
+    }
+
+    /// A subflow in SYN-RECEIVED to where `segment` came from, of a connection of `service`.
+    #[expect(clippy::too_many_arguments, reason = "all of it makes one subflow")]
     pub(super) fn new_subflow(
         &mut self,
         now: Instant,
         iface: IfaceId,
         segment: &Segment<'_>,
         service: usize,
+        offer: &Offer,
         handshake: Handshake,
         iss: TcpSeq,
     ) -> Subflow {
         let service = &self.services[service].config;
-        let theirs = &segment.tcp.options;
         let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
         let remote = SocketAddr::new(segment.src, segment.tcp.src_port);
-        // RFC 6691: MSS counts neither IP nor TCP options.
-        let mtu = self.config.interfaces[usize::from(iface.0)].mtu;
+        let local_mss = self.local_mss(iface, local.ip());
         let headers = headers_len(local.is_ipv6());
-        let mss_default = if local.is_ipv4() {
-            MSS_DEFAULT_V4
-        } else {
-            MSS_DEFAULT_V6
-        };
-        let local_mss = mtu.saturating_sub(headers).min(usize::from(u16::MAX)) as u16;
         // A peer that claims less than this would only make us send headers.
-        let mss = theirs
-            .mss
-            .unwrap_or(mss_default)
-            .clamp(88, local_mss.max(88));
-        let clock = TsClock {
-            offset: self.secrets.timestamp_offset(local, remote),
-            owner: self.config.owner,
-            owner_bits: self.config.owner_bits,
-        };
-        let ecn = Ecn::new(segment.tcp.flags, service.ecn);
-        self.metrics.ecn_setup += u64::from(ecn.is_agreed());
+        let mss = offer.mss.clamp(MSS_MIN, local_mss.max(MSS_MIN));
+        let clock = self.timestamp_clock(local, remote);
+        self.metrics.ecn_setup += u64::from(offer.ecn.is_agreed());
         let window_max = self.config.buffers.receive_max_bytes;
         let rcv_wscale = window_shift(window_max);
-        let window_scaling = theirs.window_scale.is_some();
+        let window_scaling = offer.window_scale.is_some();
         let staging = window_max + STAGING_SLACK_BYTES;
         Subflow {
             local,
@@ -116,20 +152,18 @@ impl Engine {
             handshake,
             initial: !matches!(handshake, Handshake::Join { .. }),
             // A field that is rounded up offers the rest of a unit more.
-            rx: Receiver::new(segment.tcp.seq, window_max + (1 << rcv_wscale)),
+            rx: Receiver::new(offer.irs, window_max + (1 << rcv_wscale)),
             tx: Sender::new(
                 iss,
                 usize::from(mss),
-                theirs.sack_permitted,
+                offer.sack_permitted,
                 service.congestion.start(usize::from(mss)),
             ),
             path_mtu: PathMtu::new(local.is_ipv6(), usize::from(mss) + headers),
-            ts: theirs
-                .timestamps
-                .map(|ts| TsState::new(clock, ts.tsval, now)),
-            sack_permitted: theirs.sack_permitted,
-            ecn,
-            snd_wscale: theirs.window_scale.unwrap_or(0).min(WINDOW_SHIFT_MAX),
+            ts: offer.tsval.map(|tsval| TsState::new(clock, tsval, now)),
+            sack_permitted: offer.sack_permitted,
+            ecn: offer.ecn,
+            snd_wscale: offer.window_scale.unwrap_or(0).min(WINDOW_SHIFT_MAX),
             rcv_wscale: if window_scaling { rcv_wscale } else { 0 },
             window_scaling,
             local_mss,
@@ -142,7 +176,7 @@ impl Engine {
             settled: false,
             removal: None,
             mappings: VecDeque::new(),
-            delivered_to: segment.tcp.seq + 1,
+            delivered_to: offer.irs + 1,
             staged: ByteRing::new(staging),
             spoken: false,
             confirmed: false,

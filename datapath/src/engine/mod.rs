@@ -22,13 +22,14 @@ pub use crate::mptcp::connection::Buffers;
 pub use crate::mptcp::fallback::Fallback;
 pub use config::{EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig};
 pub use conn::{Conn, ConnId, Conns};
+pub use keys::{KeyPool, LocalKey};
 pub use policy::{AddressPolicy, Announce, JoinRule};
 pub use report::{
     ConnectionPage, ConnectionReport, EngineReport, FallbackReport, MemoryReport, SubflowReport,
 };
 
 use crate::app::{App, CloseCause};
-use crate::crypto::Secrets;
+use crate::crypto::{Secrets, token_and_idsn};
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::mptcp::connection::End;
@@ -84,6 +85,7 @@ pub struct Engine {
     half_open: usize,
     flows: FlowTable,
     tokens: HashMap<u32, u32, rustc_hash::FxBuildHasher>,
+    keys: KeyPool,
     time_wait: TimeWaitTable,
     wheel: TimerWheel<ConnId>,
     expired: Vec<ConnId>,
@@ -123,6 +125,12 @@ impl Engine {
             half_open: 0,
             flows: FlowTable::new(&mut *entropy),
             tokens: HashMap::default(),
+            keys: KeyPool::new(
+                config.owner,
+                config.owners,
+                config.keys_ahead_max,
+                token_and_idsn,
+            ),
             time_wait: TimeWaitTable::new(config.time_wait, config.time_wait_max),
             wheel: TimerWheel::new(now),
             expired: Vec::new(),

@@ -1,6 +1,8 @@
 //! A SYN that opens a connection (RFC 9293 §3.10.7.2, RFC 8684 §3.1).
 
 use super::flow::{FlowEntry, FlowKey};
+use super::keys::LocalKey;
+use super::listen::Offer;
 use super::{ConnId, Engine};
 use crate::memory::{RECEIVE_RESERVE_BYTES, SEND_RESERVE_BYTES};
 use crate::mptcp::connection::{Connection, Settings};
@@ -13,8 +15,23 @@ use crate::wire::mptcp::{CapableContent, MpCapable};
 use std::net::SocketAddr;
 
 /// What a connection is charged for from the beginning.
-const CONNECTION_BYTES: usize =
+pub(super) const CONNECTION_BYTES: usize =
     size_of::<Connection>() + size_of::<Subflow>() + RECEIVE_RESERVE_BYTES + SEND_RESERVE_BYTES;
+
+/// What a connection begins with.
+pub(super) struct Opening {
+    pub(super) service: usize,
+    pub(super) offer: Offer,
+    pub(super) iss: TcpSeq,
+    pub(super) capable: Option<Capable>,
+}
+
+/// Multipath TCP is agreed to, with this key of ours.
+pub(super) struct Capable {
+    pub(super) key: LocalKey,
+    /// The client's flags.
+    pub(super) flags: u8,
+}
 
 impl Engine {
     pub(super) fn on_open(
@@ -26,12 +43,7 @@ impl Engine {
         last_used: Option<TcpSeq>,
     ) {
         let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
-        let remote = SocketAddr::new(segment.src, segment.tcp.src_port);
-        let Some(service) = self
-            .services
-            .iter()
-            .position(|s| s.config.listen.contains(&local))
-        else {
+        let Some(service) = self.service_at(local) else {
             self.metrics.no_flow += 1;
             self.reply_reset(now, iface, segment);
             return;
@@ -50,26 +62,63 @@ impl Engine {
             self.metrics.memory_refused += 1;
             return;
         }
-        let capable = segment.tcp.options.mptcp.capable;
-        let asks_checksum = self.services[service].config.checksum;
-        let key_and_token = match capable {
-            Some(capable) if capable.content == CapableContent::Syn && capable.is_understood() => {
-                self.metrics.mp_capable_syn_rx += 1;
-                self.draw_key()
-            }
-            Some(_) => {
-                self.metrics.mp_capable_refused += 1;
-                None
-            }
-            None => None,
+        let capable = self.offered_capable(segment).and_then(|flags| {
+            let key = self.draw_key()?;
+            Some(Capable { key, flags })
+        });
+        let opening = Opening {
+            service,
+            offer: Offer::of_syn(segment, self.services[service].config.ecn),
+            iss: self.initial_sequence(now, segment, last_used),
+            capable,
         };
+        let index = self.open(now, iface, segment, key, opening);
+        self.settle(index, now, &[]);
+    }
+
+    /// The service that listens there.
+    pub(super) fn service_at(&self, local: SocketAddr) -> Option<usize> {
+        let mut services = self.services.iter();
+        services.position(|s| s.config.listen.contains(&local))
+    }
+
+    /// Whether a SYN asks for Multipath TCP that is spoken here, and with which flags.
+    pub(super) fn offered_capable(&mut self, syn: &Segment<'_>) -> Option<u8> {
+        let capable = syn.tcp.options.mptcp.capable?;
+        if capable.content == CapableContent::Syn && capable.is_understood() {
+            self.metrics.mp_capable_syn_rx += 1;
+            Some(capable.flags)
+        } else {
+            self.metrics.mp_capable_refused += 1;
+            None
+        }
+    }
+
+    /// Enters a connection in SYN-RECEIVED, with the client that sent `segment`; returns its index.
+    pub(super) fn open(
+        &mut self,
+        now: Instant,
+        iface: IfaceId,
+        segment: &Segment<'_>,
+        key: FlowKey,
+        opening: Opening,
+    ) -> usize {
+        let Opening {
+            service,
+            offer,
+            iss,
+            capable,
+        } = opening;
+        let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
+        let remote = SocketAddr::new(segment.src, segment.tcp.src_port);
         self.next_generation = self.next_generation.wrapping_add(1);
         let vacant = self.connections.vacant_key();
         let id = ConnId {
             index: vacant as u32,
             generation: self.next_generation,
         };
-        let policy = &self.services[service].config.addresses;
+        let config = &self.services[service].config;
+        let policy = &config.addresses;
         let settings = Settings {
             buffers: self.config.buffers,
             subflows_max: policy
@@ -80,25 +129,24 @@ impl Engine {
             fin_timeout: self.config.fin_timeout,
             retries_max: self.config.retries_max,
             syn_ack_retries_max: self.config.syn_ack_retries_max,
-            patience: self.services[service].config.patience,
+            patience: config.patience,
         };
         let mut connection = Box::new(Connection::new(id, service, settings, local, remote, now));
         let mut handshake = Handshake::Tcp;
-        if let (Some(capable), Some((local_key, token, idsn))) = (capable, key_and_token) {
+        if let Some(Capable { key, flags }) = capable {
             handshake = Handshake::Capable;
             connection.mode = Mode::Pending;
-            connection.local_key = local_key;
-            connection.token = token;
-            connection.local_idsn = DataSeq(idsn);
+            connection.local_key = key.key;
+            connection.token = key.token;
+            connection.local_idsn = DataSeq(key.idsn);
             // RFC 8684 §3.1: checksums are used if either side asks for them.
-            connection.checksum = asks_checksum || capable.flags & MpCapable::FLAG_CHECKSUM != 0;
+            connection.checksum = config.checksum || flags & MpCapable::FLAG_CHECKSUM != 0;
             for address in policy.announced_to(remote.ip(), local) {
                 connection.announce_address(address);
             }
-            self.tokens.insert(token, id.index);
+            self.tokens.insert(key.token, id.index);
         }
-        let iss = self.initial_sequence(now, segment, last_used);
-        let subflow = self.new_subflow(now, iface, segment, service, handshake, iss);
+        let subflow = self.new_subflow(now, iface, segment, service, &offer, handshake, iss);
         let subflow = connection.add_subflow(subflow) as u32;
         self.connections.insert(connection);
         self.memory.open();
@@ -110,6 +158,6 @@ impl Engine {
                 subflow,
             },
         );
-        self.settle(vacant, now, &[]);
+        vacant
     }
 }
