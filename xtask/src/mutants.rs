@@ -144,6 +144,9 @@ impl Module {
             ..Results::default()
         };
         let _ = fs::remove_dir_all(&out);
+        // cargo-mutants makes `out` itself, but not what it is in.
+        fs::create_dir_all(&target)
+            .map_err(|error| format!("cannot make {}: {error}", target.display()))?;
         let title = format!("{}: {} mutants", self.file, results.all.len());
         ui::step(&title, |progress| {
             if Instant::now() >= deadline {
