@@ -128,7 +128,23 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
     write("goodput.svg", plot::draw(&cells, &options.link_text())?)?;
     let out = options.out.display();
     ui::say(&format!("written: {out}/goodput.md and {out}/goodput.svg"));
-    Ok(())
+    reached(&cells)
+}
+
+/// Whether `mpxd` is as good as it is to be at every loss.
+fn reached(cells: &[Cell]) -> Result<(), String> {
+    let below: Vec<_> = cells
+        .iter()
+        .filter(|cell| cell.ratio() < GOAL)
+        .map(|cell| format!("{:.3} at loss {} %", cell.ratio(), cell.loss_percent))
+        .collect();
+    if below.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "mpxd is to reach {GOAL} of the kernel's goodput and reaches {}; is the machine quiet?",
+        below.join(", ")
+    ))
 }
 
 impl Options {
@@ -402,6 +418,13 @@ mod tests {
             "| 0.1 % | 100.00 (99.00-102.00) | 95.00 (95.00-95.00) | 0.95 |  |\n"
         );
         assert!(row(&cell(100.0, 94.99)).ends_with("| below 0.95 |\n"));
+    }
+
+    #[test]
+    fn a_single_cell_below_the_goal_is_a_failure() {
+        assert_eq!(reached(&[cell(100.0, 95.0), cell(10.0, 12.0)]), Ok(()));
+        let error = reached(&[cell(100.0, 96.0), cell(100.0, 94.0)]).unwrap_err();
+        assert!(error.contains("0.940 at loss 0.1 %"), "{error}");
     }
 
     #[test]
