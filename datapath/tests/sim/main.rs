@@ -78,6 +78,21 @@ const FAILED_ONCE: &[(&str, u64, u64)] = &[
     ),
 ];
 
+/// What test programs understand and a simulation has no use for.
+const OF_TEST_PROGRAMS: &[&str] = &[
+    "--exact",
+    "--ignored",
+    "--include-ignored",
+    "--nocapture",
+    "--no-capture",
+    "--quiet",
+    "-q",
+    "--show-output",
+];
+/// With a value behind it.
+const OF_TEST_PROGRAMS_WITH_VALUE: &[&str] =
+    &["--color", "--format", "--skip", "--test-threads", "-Z"];
+
 /// After so many failures a sweep ends, if not after the first.
 const FAILURES_MAX: usize = 20;
 
@@ -162,7 +177,13 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Task, String> {
             }
             // What `cargo test` passes on to every test program.
             "--list" => return Ok(Task::Nothing),
-            flag if flag.starts_with('-') => {}
+            flag if OF_TEST_PROGRAMS.contains(&flag) => {}
+            flag if OF_TEST_PROGRAMS_WITH_VALUE.contains(&flag) => drop(args.next()),
+            flag if flag.starts_with('-') => {
+                return Err(format!(
+                    "{flag} means nothing here; the head of sim/main.rs has what does"
+                ));
+            }
             name => filtered |= !"sim".contains(name),
         }
     }

@@ -603,11 +603,11 @@ impl Draw {
             let weather = scenario.weather.iter_mut().filter(|w| w.1 == i);
             weather.for_each(|w| w.2.meddling = meddling);
         }
-        let mut meddlers = scenario.sim.paths.iter().map(|p| p.meddling);
-        if meddlers.any(|m| !m.is_harmless()) {
-            for plan in &mut scenario.clients {
-                plan.config.quirks.distrusts_paths = true;
-            }
+        let harmful = |path: usize| !scenario.sim.paths[path].meddling.is_harmless();
+        for plan in &mut scenario.clients {
+            // All begin on the first path.
+            let mut paths = plan.joins.iter().map(|join| join.path);
+            plan.config.quirks.distrusts_paths = harmful(0) || paths.any(harmful);
         }
     }
 
