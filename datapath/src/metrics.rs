@@ -182,6 +182,7 @@ counters! {
     memory_refused => "MemoryRefused",
     infinite_map_tx => "InfiniteMapTx",
     infinite_map_rx => "InfiniteMapRx",
+    /// Segments that left with octets which another subflow carried before, or the same one.
     reinjected_segments => "ReinjectedSegments",
     data_timeouts => "DataTimeouts",
     /// ADD_ADDR and its echoes, and how many of either had a port.

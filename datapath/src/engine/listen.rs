@@ -6,6 +6,7 @@ use crate::buffer::ByteRing;
 use crate::mptcp::data::{WINDOW_SHIFT_MAX, window_shift};
 use crate::mptcp::path_mtu::headers_len;
 use crate::mptcp::signal::SignalRow;
+use crate::mptcp::subflow::Reinjections;
 use crate::mptcp::{Handshake, Subflow};
 use crate::port::IfaceId;
 use crate::seq::{DataSeq, TcpSeq};
@@ -184,7 +185,7 @@ impl Engine {
             snd_base: 0,
             failed_at: None,
             fail_due: None,
-            reinjections_in_flight: 0,
+            reinjections: Reinjections::default(),
             syn_ack_due: true,
             syn_ack_sent_at: None,
             syn_ack_transmissions: 0,

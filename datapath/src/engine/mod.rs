@@ -368,6 +368,8 @@ impl Engine {
     /// ended, charges it for what it holds, and enters what is left to do in the queues and the wheel.
     fn settle(&mut self, index: usize, now: Instant, in_place: &[u8]) {
         let connection = &mut self.connections[index];
+        // First: it makes room for what the app writes.
+        connection.after_progress(now);
         let app = &mut self.services[connection.service].app;
         if connection.events.opened {
             connection.events.opened = false;
@@ -395,7 +397,6 @@ impl Engine {
         if !left.is_empty() {
             connection.rcv.keep_unread(left);
         }
-        connection.after_progress(now);
         connection.tune_buffers(now);
         if connection.write_blocked && connection.end.is_none() && connection.snd.is_writable() {
             connection.write_blocked = false;

@@ -108,7 +108,7 @@ impl Connection {
 
     /// Everything outstanding on a subflow and not acknowledged at data level may go out again on
     /// another (RFC 8684 §3.3.6).
-    pub fn reinject_flight(&mut self, index: usize, metrics: &mut Metrics) {
+    pub fn reinject_flight(&mut self, index: usize) {
         if self.mode != Mode::Mptcp {
             return;
         }
@@ -118,7 +118,6 @@ impl Connection {
         for sent in subflow.tx.flight().filter(|s| s.len > 0) {
             let dsn = sent.mark.dsn + sent.seq.distance(sent.mark.seq);
             self.snd.mark_reinject(dsn, sent.len);
-            metrics.reinjected_segments += 1;
         }
     }
 

@@ -492,7 +492,7 @@ impl Connection {
             self.give_up_subflow(index, metrics);
         } else if others {
             // RFC 8684 §3.3.6: what is stuck here may go elsewhere.
-            self.reinject_flight(index, metrics);
+            self.reinject_flight(index);
         }
     }
 

@@ -107,7 +107,6 @@ impl Connection {
         if segment.segment_len() > 0 {
             self.last_received_on = index;
         }
-        self.after_progress(now);
         received
     }
 
@@ -269,7 +268,7 @@ impl Connection {
             self.reset_all(Reset::default());
             return;
         }
-        self.reinject_flight(index, metrics);
+        self.reinject_flight(index);
         self.drop_subflow(index, End::PeerAborted);
     }
 
@@ -317,7 +316,6 @@ impl Connection {
             && !signals;
         let clock = subflow.ts.map(|ts| ts.clock);
         let tsecr = options.timestamps.map(|option| option.tsecr);
-        let reinjections = &mut subflow.reinjections_in_flight;
         let mut longest_arrived = 0;
         let outcome = subflow.tx.on_ack(
             now,
@@ -325,11 +323,10 @@ impl Connection {
             &options.sack,
             may_be_duplicate,
             |at| clock.is_some_and(|clock| Some(clock.tsval(at)) == tsecr),
-            |sent| {
-                longest_arrived = longest_arrived.max(sent.len);
-                *reinjections -= usize::from(sent.mark.reinjection);
-            },
+            |sent| longest_arrived = longest_arrived.max(sent.len),
         );
+        let snd_una = subflow.tx.snd_una;
+        subflow.reinjections.on_acknowledged(snd_una);
         metrics.tcp_fast_recoveries += u64::from(outcome.loss_found);
         metrics.tcp_loss_undo += u64::from(outcome.undone);
         metrics.tcp_loss_probe_recovery += u64::from(outcome.probe_repaired);

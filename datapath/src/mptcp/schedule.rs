@@ -233,14 +233,14 @@ impl Connection {
 
     /// Sends elsewhere what lies on subflows whose timeout is backed off: they may take a minute to
     /// repeat it.
-    fn reinject_stuck(&mut self, metrics: &mut Metrics) {
+    fn reinject_stuck(&mut self) {
         for index in 0..self.subflows.capacity() {
             let Some(subflow) = self.subflows.get(index) else {
                 continue;
             };
             let fit = |s: &Subflow| s.is_usable() && s.tx.rtt.doublings() == 0;
             if subflow.tx.rtt.doublings() > 0 && self.subflows.iter().any(|(_, s)| fit(s)) {
-                self.reinject_flight(index, metrics);
+                self.reinject_flight(index);
             }
         }
     }
@@ -279,7 +279,7 @@ impl Connection {
             self.snd
                 .mark_reinject(self.snd.snd_una, DATA_RETRANSMIT_BYTES);
         } else {
-            self.reinject_stuck(metrics);
+            self.reinject_stuck();
         }
         self.arm_data_timer(now);
     }

@@ -142,7 +142,7 @@ impl Connection {
             // RFC 8684 §3.4.2: a RST, as a courtesy to middleboxes.
             subflow.removal = None;
             metrics.rm_subflow += 1;
-            self.reinject_flight(index, metrics);
+            self.reinject_flight(index);
             self.give_up_subflow(index, metrics);
         }
     }

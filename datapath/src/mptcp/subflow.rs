@@ -57,8 +57,6 @@ pub struct SentMapping {
     pub len: u16,
     pub checksum: Option<u16>,
     pub data_fin: bool,
-    /// A second copy of octets that another subflow carried first.
-    pub reinjection: bool,
     pub announced: Announcement,
 }
 
@@ -92,6 +90,32 @@ pub enum Handshake {
     Capable,
     /// A join (RFC 8684 §3.2).
     Join { local_nonce: u32, remote_nonce: u32 },
+}
+
+/// The reinjections in flight on a subflow, as far as it takes to know which begins lowest in the
+/// stream. Each counts whole until all of it is acknowledged.
+#[derive(Debug, Default)]
+pub struct Reinjections {
+    /// Where they end on the subflow and begin in the stream, both ascending. One that left before
+    /// another and begins later is never the lowest again.
+    ends: VecDeque<(TcpSeq, DataSeq)>,
+}
+
+impl Reinjections {
+    pub fn on_sent(&mut self, end: TcpSeq, dsn: DataSeq) {
+        let hidden = |before: &mut (TcpSeq, DataSeq)| before.1.at_or_after(dsn);
+        while self.ends.pop_back_if(hidden).is_some() {}
+        self.ends.push_back((end, dsn));
+    }
+
+    pub fn on_acknowledged(&mut self, una: TcpSeq) {
+        let whole = |first: &mut (TcpSeq, DataSeq)| first.0.at_or_before(una);
+        while self.ends.pop_front_if(whole).is_some() {}
+    }
+
+    pub fn lowest(&self) -> Option<DataSeq> {
+        self.ends.front().map(|(_, dsn)| *dsn)
+    }
 }
 
 #[derive(Debug)]
@@ -151,8 +175,7 @@ pub struct Subflow {
     pub failed_at: Option<DataSeq>,
     /// MP_FAIL is to leave on an ACK, with this data sequence number.
     pub fail_due: Option<DataSeq>,
-    /// Segments in flight that are reinjections: with none, data sequence numbers only grow.
-    pub reinjections_in_flight: usize,
+    pub reinjections: Reinjections,
     pub syn_ack_due: bool,
     pub syn_ack_sent_at: Option<Instant>,
     pub syn_ack_transmissions: u32,
@@ -328,13 +351,12 @@ impl Subflow {
 
     /// The lowest data sequence number that may have to be sent again here.
     pub fn lowest_outstanding(&self) -> Option<DataSeq> {
-        let dsn =
-            |s: &crate::tcp::sender::Sent<SentMapping>| s.mark.dsn + s.seq.distance(s.mark.seq);
-        let mut with_text = self.tx.flight().filter(|s| s.len > 0);
-        if self.reinjections_in_flight == 0 {
-            return with_text.next().map(dsn);
-        }
-        with_text.map(dsn).reduce(DataSeq::min)
+        // New data are ahead of all that was sent before them: the lowest is what is first in flight, or
+        // a reinjection behind it. A FIN without text is the last.
+        let first = self.tx.flight().next().filter(|s| s.len > 0)?;
+        let first = first.mark.dsn + first.seq.distance(first.mark.seq);
+        let reinjected = self.reinjections.lowest();
+        Some(reinjected.map_or(first, |dsn| dsn.min(first)))
     }
 
     /// Writes the headers of a segment that acknowledges `rcv_nxt`, in front of `len` octets of text
@@ -376,13 +398,37 @@ impl Subflow {
             self.removal.map(|removal| removal.next_at),
         ])
     }
+}
 
-    /// All timers off: the subflow is over.
-    pub fn stop_timers(&mut self) {
-        self.tx.stop_timers();
-        self.rx.delayed_ack_at = None;
-        self.persist_at = None;
-        self.removal = None;
-        self.signals = SignalRow::default();
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Every step sends a reinjection, with so many octets of new text before it, or acknowledges
+        /// so many octets. Begins both close together and far apart, around where numbers wrap.
+        #[test]
+        fn the_lowest_reinjection_is_known_without_a_walk(
+            steps in prop::collection::vec((any::<bool>(), 0..300usize, 0..1000usize), 1..60),
+        ) {
+            let stream = DataSeq(u64::MAX - 500);
+            let (mut una, mut nxt) = (TcpSeq(u32::MAX - 1000), TcpSeq(u32::MAX - 1000));
+            let (mut kept, mut all) = (Reinjections::default(), Vec::new());
+            for (sends, octets, at) in steps {
+                if sends {
+                    nxt += octets + 1;
+                    kept.on_sent(nxt, stream + at);
+                    all.push((nxt, stream + at));
+                } else {
+                    una = (una + octets).min(nxt);
+                    kept.on_acknowledged(una);
+                    all.retain(|(end, _)| end.after(una));
+                }
+                let lowest = all.iter().map(|(_, dsn)| *dsn).reduce(DataSeq::min);
+                prop_assert_eq!(kept.lowest(), lowest);
+                prop_assert!(kept.ends.len() <= all.len());
+            }
+        }
     }
 }

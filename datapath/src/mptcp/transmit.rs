@@ -92,8 +92,6 @@ impl Connection {
         if subflow.tx.retransmission_ready()
             && let Some(lost) = subflow.tx.next_lost(payload_max)
         {
-            let another = lost.cut && lost.sent.mark.reinjection;
-            subflow.reinjections_in_flight += usize::from(another);
             return self.retransmit(index, now, frame, lost.at, lost.sent, metrics);
         }
         let written = self.transmit_new(index, now, frame, payload_max, metrics);
@@ -168,7 +166,6 @@ impl Connection {
             len: (len + usize::from(data_fin)) as u16,
             checksum: None,
             data_fin,
-            reinjection: reinjection.is_some(),
             announced: Announcement::Mapping,
         };
         let mut mapping = self.announce(mapping);
@@ -178,9 +175,11 @@ impl Connection {
         subflow.on_mapped(seq, dsn);
         subflow.before_sent(now);
         subflow.tx.on_sent(now, len, false, mapping);
-        subflow.reinjections_in_flight += usize::from(mapping.reinjection);
         subflow.bytes_sent += len as u64;
-        if reinjection.is_none() {
+        if reinjection.is_some() {
+            subflow.reinjections.on_sent(seq + len, dsn);
+            metrics.reinjected_segments += 1;
+        } else {
             self.snd.on_sent(len, data_fin);
         }
         if probe_len == Some(len) {
@@ -206,7 +205,6 @@ impl Connection {
             len: 0,
             checksum: None,
             data_fin: false,
-            reinjection: false,
             // A FIN takes no number of the stream.
             announced: Announcement::Nothing,
         });
@@ -491,7 +489,7 @@ impl Connection {
         let flags = TcpFlags::RST | TcpFlags::ACK;
         let written = subflow.emit(frame, subflow.tx.snd_nxt, flags, 0, 0, options, 0, 0);
         if self.end.is_none() {
-            self.reinject_flight(index, metrics);
+            self.reinject_flight(index);
         }
         self.drop_subflow(index, End::PeerAborted);
         written

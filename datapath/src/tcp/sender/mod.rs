@@ -482,13 +482,6 @@ impl<M: Copy> Sender<M> {
         ])
     }
 
-    pub fn stop_timers(&mut self) {
-        self.rto_at = None;
-        self.reorder_at = None;
-        self.tail_probe.cancel();
-        self.pacer.held_until = None;
-    }
-
     /// A new segment left, at `snd_nxt`.
     pub fn on_sent(&mut self, now: Instant, len: usize, fin: bool, mark: M) {
         if self.board.is_empty() && now.since(self.last_sent_at) > self.rtt.rto() {
@@ -528,7 +521,9 @@ impl<M: Copy> Sender<M> {
     /// (RFC 8985 §7.3).
     pub fn tail_to_probe(&self) -> Option<(usize, Sent<M>)> {
         let last = self.board.back().filter(|_| self.tail_probe.pending)?;
-        (last.fate == Fate::Outstanding).then(|| (self.board.len() - 1, *last))
+        // An MTU probe may be more than the path takes: another copy of it asks after nothing.
+        let asks = last.fate == Fate::Outstanding && self.mtu_probe != Some(last.end() - 1);
+        asks.then(|| (self.board.len() - 1, *last))
     }
 
     /// Segment `at` left again: lost, or a probe.

@@ -383,8 +383,7 @@ impl<M: Copy> Scoreboard<M> {
                 .position(|s| s.fate == Fate::Lost)?;
         self.lost_from = self.segments[at].seq;
         let sent = self.segments[at];
-        let cut = sent.len > text_max && text_max > 0;
-        if cut {
+        if sent.len > text_max && text_max > 0 {
             let rest = Sent {
                 seq: sent.seq + text_max,
                 len: sent.len - text_max,
@@ -398,7 +397,6 @@ impl<M: Copy> Scoreboard<M> {
         Some(LostSegment {
             at,
             sent: self.segments[at],
-            cut,
         })
     }
 }
@@ -467,8 +465,6 @@ pub struct LostSegment<M> {
     /// Where it is in flight.
     pub at: usize,
     pub sent: Sent<M>,
-    /// It was cut: what is left of it is a segment more.
-    pub cut: bool,
 }
 
 #[cfg(test)]

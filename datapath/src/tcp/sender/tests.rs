@@ -451,6 +451,23 @@ fn a_probe_that_repaired_a_loss_costs_window_and_one_that_came_twice_does_not() 
     }
 }
 
+// RFC 4821 §7.5: a probe that is lost says nothing but that it is too big, as does a second copy.
+#[test]
+fn no_mtu_probe_is_repeated_as_a_tail_loss_probe() {
+    for behind in [0, 1] {
+        let mut tx = sender(true, 3);
+        tx.on_mtu_probe_sent();
+        for _ in 0..behind {
+            tx.on_sent(Instant::ZERO, MSS, false, ());
+        }
+        ack(&mut tx, 1, &[]);
+        let due = tx.tail_probe.at.expect("armed");
+        assert!(tx.on_timers(due).tail_probe);
+        assert_eq!(tx.tail_to_probe().is_some(), behind > 0);
+        assert!(tx.rto_at.is_some_and(|at| at > due), "and nothing goes on");
+    }
+}
+
 #[test]
 fn a_probe_shows_what_else_of_the_tail_is_lost() {
     let mut tx = sender(true, 4);
@@ -542,11 +559,11 @@ fn a_smaller_path_cuts_what_is_in_flight_and_keeps_the_window() {
     tx.set_mss(600, 600);
     let mut cut = Vec::new();
     while let Some(lost) = tx.next_lost(600) {
-        cut.push((lost.sent.seq.distance(tx.iss + 1), lost.sent.len, lost.cut));
+        cut.push((lost.sent.seq.distance(tx.iss + 1), lost.sent.len));
         assert!(cut.len() <= 6, "for ever: {cut:?}");
         tx.on_retransmitted(Instant::from_millis(1), lost.at);
     }
-    let pieces = |n: usize| [(n * MSS, 600, true), (n * MSS + 600, 400, false)];
+    let pieces = |n: usize| [(n * MSS, 600), (n * MSS + 600, 400)];
     assert_eq!(cut, [pieces(0), pieces(1), pieces(2)].concat());
     assert_eq!(tx.in_flight(), 3 * MSS);
     assert_eq!(tx.cc.ssthresh(), usize::MAX);
@@ -911,7 +928,7 @@ fn a_fin_stays_in_flight_when_its_text_is_acknowledged() {
     assert_eq!((left, tx.in_flight()), (vec![(fin, 0, true)], 1));
     tx.on_timeout(Instant::from_millis(1000));
     let lost = tx.next_lost(MSS).expect("the FIN");
-    assert_eq!((lost.sent.seq, lost.sent.len, lost.cut), (fin, 0, false));
+    assert_eq!((lost.sent.seq, lost.sent.len), (fin, 0));
     tx.on_retransmitted(Instant::from_millis(1000), lost.at);
     tx.on_ack(Instant::ZERO, fin + 1, &none, false, |_| false, |_| {});
     assert!(tx.flight_is_empty() && tx.in_flight() == 0);
