@@ -5,7 +5,7 @@ use super::hystart::HyStart;
 use super::{Ack, CongestionControl, INITIAL_WINDOW_SEGMENTS, WINDOW_MAX_BYTES};
 use crate::time::{Duration, Instant};
 
-/// §5: segments per cubic second.
+/// §5.1: segments per cubic second.
 const C: f64 = 0.4;
 /// §4.6: what is left of the window.
 const BETA: f64 = 0.7;

@@ -661,7 +661,7 @@ impl<M: Copy> Sender<M> {
     }
 
     /// Without SACK: counts what repeats, and returns how many octets seem to have been delivered
-    /// (RFC 6937 §3.1, DeliveredData).
+    /// (RFC 6937 §2, DeliveredData).
     fn count_duplicates(&mut self, advanced: usize, repeats: bool) -> usize {
         if repeats {
             self.duplicate_acks += 1;

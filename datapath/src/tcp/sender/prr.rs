@@ -24,7 +24,7 @@ impl Prr {
         }
     }
 
-    /// RFC 6937 §3.1. `safe`: the acknowledgment moved forward and found no further loss, so that the
+    /// RFC 6937 §3. `safe`: the acknowledgment moved forward and found no further loss, so that the
     /// window may grow as in slow start (PRR-SSRB); it is bound to what arrives otherwise (PRR-CRB).
     pub(super) fn on_ack(&mut self, delivered: usize, pipe: usize, mss: usize, safe: bool) {
         self.delivered += delivered;
@@ -59,7 +59,7 @@ impl Prr {
 mod tests {
     use super::*;
 
-    // RFC 6937 §3.1. Half of 10,000 octets may be in flight in the end.
+    // RFC 6937 §3. Half of 10,000 octets may be in flight in the end.
     fn recovery() -> Prr {
         Prr::new(10_000, 5_000, 9_000)
     }

@@ -116,7 +116,7 @@ fn three_segments_sacked_above_a_hole_mark_every_hole_below_them() {
     // RFC 6675 §5 (4.2), (4.3): half of what is not acknowledged, SACKed or not.
     assert_eq!(tx.cc.ssthresh(), 5 * MSS);
     assert_eq!(tx.in_flight(), 5 * MSS);
-    // The first goes in any case, the second when as little is in flight (RFC 6937 §3.1).
+    // The first goes in any case, the second when as little is in flight (RFC 6937 §3).
     assert_eq!(resend(&mut tx, RTT_MS), [0]);
     ack(&mut tx, 0, &[(1, 2), (3, 6)]);
     assert_eq!(resend(&mut tx, RTT_MS), []);
@@ -345,7 +345,7 @@ fn a_recovery_that_is_over_for_a_round_trip_stands() {
     assert!(!ack_at(&mut tx, 40, 12, &[(0, 1)]).undone);
 }
 
-// RFC 6937 §3.1: with a window's worth in flight every second delivered segment lets one go, and at
+// RFC 6937 §3: with a window's worth in flight every second delivered segment lets one go, and at
 // the end as much is in flight as the halved window allows.
 #[test]
 fn recovery_sends_in_proportion_to_what_arrives() {
@@ -367,7 +367,7 @@ fn recovery_sends_in_proportion_to_what_arrives() {
     assert_eq!(tx.window(), 11 * MSS);
 }
 
-// RFC 6937 §3.1, PRR-SSRB: below ssthresh one more than arrived, if nothing more was lost.
+// RFC 6937 §3, PRR-SSRB: below ssthresh one more than arrived, if nothing more was lost.
 #[test]
 fn recovery_catches_up_when_more_was_lost_than_the_window_shrinks() {
     let mut tx = sender(true, 20);
