@@ -172,6 +172,11 @@ impl Connection {
                 .min(self.settings.patience.persist_ceiling());
             // Also while a probe is about to leave: it may be lost, and so may its answer.
             subflow.persist_at.get_or_insert(now + wait);
+        } else {
+            // Another subflow may have brought what opened the window.
+            for (_, subflow) in &mut self.subflows {
+                subflow.persist_at = None;
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 use super::script::{ACK, FIN, SYN, Script, sack_permitted};
 use crate::model::apps::{Behaviour, TestApp};
 use crate::model::client::ClientConfig;
-use crate::model::net::Path;
+use crate::model::net::{Path, Side};
 use crate::model::sim::{Family, Sim, SimConfig};
 use mpx_datapath::app::builtin::{Discard, Echo, Source};
 use mpx_datapath::app::{App, CloseCause};
@@ -143,6 +143,37 @@ fn persist() {
     let end = one_after(&mut script, CEILING);
     assert!(end.flags.contains(TcpFlags::RST));
     assert_eq!(script.engine.connections(), 0);
+}
+
+// RFC 8684 §3.3.1: the window is that of all subflows, and whichever brings it ends the probing.
+#[test]
+fn no_probe_when_another_subflow_has_opened_the_window() {
+    let app = Behaviour {
+        send_bytes: 1_000_000,
+        ..Behaviour::default()
+    };
+    let path = |delay_ms| Path {
+        delay: Duration::from_millis(delay_ms),
+        ..Path::default()
+    };
+    let mut sim = Sim::new(SimConfig {
+        paths: vec![path(50), path(10)],
+        ..SimConfig::with(app)
+    });
+    let mut client = ClientConfig::new(Family::V4.server(0));
+    client.receive_buffer_bytes = 60_000;
+    let c = sim.connect(client);
+    sim.run(|sim| sim.clients[c].established());
+    let fast = sim.join(c, 1);
+    sim.run(|sim| sim.clients[c].subflows[fast].received > 0);
+    sim.clients[c].set_reading(false);
+    let probes = |sim: &Sim| sim.server.engine.metrics.zero_window_probes;
+    sim.run(|sim| probes(sim) == 2);
+    // The slow one alone tells that the client reads again.
+    sim.net.paths[1].cut_towards = Some(Side::Server);
+    sim.clients[c].set_reading(true);
+    sim.run(|sim| sim.clients[c].received().len() == 1_000_000);
+    assert_eq!(probes(&sim), 2);
 }
 
 // RFC 9293 §3.8.4: a client that is silent for as long as the service allows is probed with a segment
