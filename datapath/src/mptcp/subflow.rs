@@ -258,6 +258,14 @@ impl Subflow {
         self.signals = SignalRow::default();
     }
 
+    /// Our FIN left for the first time (RFC 9293 §3.10.4).
+    pub fn on_fin_sent(&mut self) {
+        self.state = match self.state {
+            State::CloseWait => State::LastAck,
+            _ => State::FinWait1,
+        };
+    }
+
     pub fn window_of(&self, header: &TcpHeader) -> usize {
         usize::from(header.window) << self.snd_wscale
     }

@@ -159,6 +159,8 @@ impl Connection {
         };
         let last = reinjection.is_none() && self.snd.fin_queued && dsn + len == self.snd.end();
         let data_fin = last && self.mode == Mode::Mptcp;
+        // The FIN of plain TCP rides on the last octets.
+        let fin = last && self.mode == Mode::Tcp && len < window_room && probe_len.is_none();
         let seq = self.subflows[index].tx.snd_nxt;
         let mapping = SentMapping {
             seq,
@@ -169,18 +171,22 @@ impl Connection {
             announced: Announcement::Mapping,
         };
         let mut mapping = self.announce(mapping);
-        let written = self.write_segment(index, now, frame, seq, false, dsn, len, &mut mapping);
-        self.on_announced(mapping.announced, seq + len, metrics);
+        let written = self.write_segment(index, now, frame, seq, fin, dsn, len, &mut mapping);
+        self.on_announced(mapping.announced, seq + len + usize::from(fin), metrics);
         let subflow = &mut self.subflows[index];
         subflow.on_mapped(seq, dsn);
         subflow.before_sent(now);
-        subflow.tx.on_sent(now, len, false, mapping);
+        subflow.tx.on_sent(now, len, fin, mapping);
         subflow.bytes_sent += len as u64;
         if reinjection.is_some() {
             subflow.reinjections.on_sent(seq + len, dsn);
             metrics.reinjected_segments += 1;
         } else {
-            self.snd.on_sent(len, data_fin);
+            self.snd.on_sent(len, data_fin || fin);
+        }
+        if fin {
+            subflow.on_fin_sent();
+            metrics.fins_sent += 1;
         }
         if probe_len == Some(len) {
             self.on_mtu_probe_sent(index, len, metrics);
@@ -216,10 +222,7 @@ impl Connection {
         let subflow = &mut self.subflows[index];
         subflow.before_sent(now);
         subflow.tx.on_sent(now, 0, true, mark);
-        subflow.state = match subflow.state {
-            State::CloseWait => State::LastAck,
-            _ => State::FinWait1,
-        };
+        subflow.on_fin_sent();
         metrics.fins_sent += 1;
         written
     }

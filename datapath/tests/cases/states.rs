@@ -553,6 +553,41 @@ fn every_event_in_every_state() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+// RFC 9293 §3.10.4: the FIN goes with the last octets, again as well, unless the window ends before it.
+#[test]
+fn a_fin_of_plain_tcp_is_no_segment_of_its_own() {
+    const LEN: usize = 1000;
+    let alone = [(LEN, false), (0, true)];
+    for (window, expected) in [(LEN + 1, &[(LEN, true)][..]), (LEN, &alone)] {
+        let app = TestApp::new(Behaviour {
+            send_bytes: LEN,
+            close_first: true,
+            ..Behaviour::default()
+        });
+        let mut script = Script::with(Box::new(app));
+        script.window = window as u16;
+        let segments = |script: &mut Script| -> Vec<_> {
+            let answers = script.answers();
+            let parts = answers.iter().map(|(h, len)| (*len, h.flags.contains(FIN)));
+            parts.collect()
+        };
+        let none = TcpOptions::default();
+        script.send(ISS, TcpSeq(0), SYN, stamped(false, 0), &[]);
+        let (seq, ack) = (ISS.wrapping_add(1), script.answers()[0].0.seq + 1);
+        script.send(seq, ack, ACK, none, &[]);
+        assert_eq!(segments(&mut script), expected);
+        script.wait(Duration::from_secs(1));
+        assert_eq!(segments(&mut script)[0], expected[0]);
+        // Only the FIN is missing.
+        script.send(seq, ack + LEN, ACK, none, &[]);
+        segments(&mut script);
+        script.wait(Duration::from_secs(10));
+        assert_eq!(segments(&mut script)[0], (0, true));
+        script.send(seq, ack + LEN + 1, ACK, none, &[]);
+        assert_eq!(script.report().state, "FIN-WAIT-2");
+    }
+}
+
 /// A connection in TIME-WAIT after the server has sent so many octets, faster than its clock of
 /// sequence numbers goes; returns the next number of the client and of the server.
 fn time_wait(timestamps: bool, send_bytes: usize) -> (Script, TcpSeq, TcpSeq) {
