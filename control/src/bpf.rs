@@ -4,7 +4,7 @@
 //! slot without a socket is dropped. The program hangs on `bpf_link`s that this process holds, so
 //! however the process ends, the kernel detaches the program.
 
-use std::{error, fmt, io, net::SocketAddr, os::fd::AsRawFd};
+use std::{collections::BTreeSet, error, fmt, io, os::fd::AsRawFd};
 
 use aya::{
     EbpfError, EbpfLoader,
@@ -13,22 +13,27 @@ use aya::{
 };
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_XSKMAP;
 use mpx_ebpf::{
-    Config, ConfigWords, ENTRY_ADDRESS, ENTRY_SERVICE, INTERFACES_MAX, MAP_CONFIG, MAP_COUNTERS,
-    MAP_SERVICES, MAP_XSKS, PROGRAM, SERVICES_MAX, SLOTS_MAX, ServiceKey, Verdict, address_key,
-    address_octets, service_key_of, slot,
+    Config, ConfigWords, ENTRY_KERNEL, ENTRY_SERVICE, INTERFACES_MAX, MAP_CONFIG, MAP_COUNTERS,
+    MAP_SERVICES, MAP_XSKS, PROGRAM, SERVICES_MAX, SLOTS_MAX, ServiceKey, Verdict, service_key_of,
+    slot,
 };
 use rustix::io::Errno;
 
+use crate::entries::Entries;
+use crate::kernel_joins::Listener;
 use crate::nic;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mpx-xdp"));
+
+/// Entries of the services map that the configuration may take; the rest is for what the kernel's
+/// own MPTCP sockets listen on.
+const CONFIGURED_ENTRIES_MAX: usize = SERVICES_MAX as usize / 2;
 
 /// What the program is loaded for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LoadConfig {
     pub(crate) interfaces: Vec<XdpInterface>,
-    /// Every address and port served, wildcards written out.
-    pub(crate) services: Vec<SocketAddr>,
+    pub(crate) entries: Entries,
     pub(crate) steering: Config,
 }
 
@@ -48,6 +53,9 @@ pub(crate) struct XdpProgram {
     ebpf: aya::Ebpf,
     interfaces: Vec<Attachable>,
     workers: u32,
+    entries: Entries,
+    /// Entries that say that a kernel socket takes joins there.
+    kernel: BTreeSet<ServiceKey>,
 }
 
 struct Attachable {
@@ -72,10 +80,8 @@ impl XdpProgram {
 
         let mut services =
             HashMap::<_, ServiceKey, u32>::try_from(map_mut(&mut ebpf, MAP_SERVICES)?)?;
-        for &service in &config.services {
-            services.insert(service_key_of(service), ENTRY_SERVICE, 0)?;
-            let address = address_key(address_octets(service.ip()));
-            services.insert(address, ENTRY_ADDRESS, 0)?;
+        for (key, bits) in &config.entries.bits {
+            services.insert(key, bits, 0)?;
         }
 
         let mut all =
@@ -94,6 +100,8 @@ impl XdpProgram {
             ebpf,
             interfaces,
             workers: config.steering.workers,
+            entries: config.entries.clone(),
+            kernel: BTreeSet::new(),
         })
     }
 
@@ -144,6 +152,37 @@ impl XdpProgram {
         Ok(())
     }
 
+    /// Leaves joins to where the kernel's own MPTCP sockets listen to the kernel, now that these are
+    /// all of them. Services stay ours. Returns how many places have changed.
+    pub(crate) fn leave_joins(&mut self, listeners: &[Listener]) -> Result<usize, BpfError> {
+        let places = listeners.iter().flat_map(|listener| {
+            let addresses = self.entries.addresses.iter();
+            let covered = addresses.filter(|&&address| listener.covers(address));
+            covered.map(|&address| service_key_of((address, listener.local.port()).into()))
+        });
+        let configured = |key: &ServiceKey| self.entries.bits.get(key).copied().unwrap_or(0);
+        let kernel: BTreeSet<_> = places
+            .filter(|key| configured(key) & ENTRY_SERVICE == 0)
+            .collect();
+        let changed: Vec<_> = kernel.symmetric_difference(&self.kernel).collect();
+        let mut services = HashMap::<_, ServiceKey, u32>::try_from(
+            self.ebpf.map_mut(MAP_SERVICES).ok_or_else(mismatch)?,
+        )?;
+        for &key in &changed {
+            let bits = configured(key);
+            if kernel.contains(key) {
+                services.insert(key, bits | ENTRY_KERNEL, 0)?;
+            } else if bits != 0 {
+                services.insert(key, bits, 0)?;
+            } else {
+                services.remove(key)?;
+            }
+        }
+        let count = changed.len();
+        self.kernel = kernel;
+        Ok(count)
+    }
+
     /// Takes the program off every interface. Its counters can still be read.
     pub(crate) fn detach(&mut self) {
         // The kernel detaches when the last descriptor of a link is closed.
@@ -170,12 +209,11 @@ impl LoadConfig {
                 self.interfaces.len()
             )));
         }
-        // Each service may bring an entry for its address with it.
-        if self.services.len() * 2 > SERVICES_MAX as usize {
+        let entries = self.entries.bits.len();
+        if entries > CONFIGURED_ENTRIES_MAX {
             return Err(BpfError::Limit(format!(
-                "{} service addresses: the XDP program serves at most {}",
-                self.services.len(),
-                SERVICES_MAX / 2
+                "{entries} addresses, services and ports for joins: the XDP program holds at most \
+                 {CONFIGURED_ENTRIES_MAX}; use joins = \"any-port\" instead of many ports"
             )));
         }
         for XdpInterface { name, queues, .. } in &self.interfaces {
@@ -386,7 +424,7 @@ fn chain(error: &dyn error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mpx_ebpf::{FLAG_DIRECT, FLOWS_MAX, FlowKey, MAP_FLOWS};
+    use mpx_ebpf::{ENTRY_JOINS, FLAG_DIRECT, FLOWS_MAX, FlowKey, MAP_FLOWS, service_key};
 
     fn config() -> LoadConfig {
         LoadConfig {
@@ -395,7 +433,7 @@ mod tests {
                 index: 7,
                 queues: 64,
             }],
-            services: vec!["10.9.1.2:80".parse().unwrap()],
+            entries: Entries::default(),
             steering: Config {
                 workers: 64,
                 owner_bits: 8,
@@ -418,7 +456,11 @@ mod tests {
             "{message}"
         );
         let mut services = config();
-        services.services = vec![services.services[0]; SERVICES_MAX as usize / 2 + 1];
+        let key = |port: usize| service_key([0; 16], port as u16);
+        let entries = |count| (1..=count).map(|port| (key(port), ENTRY_JOINS)).collect();
+        services.entries.bits = entries(CONFIGURED_ENTRIES_MAX);
+        assert!(services.validate().is_ok());
+        services.entries.bits = entries(CONFIGURED_ENTRIES_MAX + 1);
         assert!(services.validate().is_err());
     }
 

@@ -1,8 +1,10 @@
 //! The configuration: TOML as written (`Raw*`) is parsed into a [`Config`] whose values are all in
 //! range, or into one line that says file, line, key, what is wrong and what to do.
 
+mod joins;
+
 use ipnet::IpNet;
-use mpx_datapath::engine::{AddressPolicy, Announce, JoinRule, Patience};
+use mpx_datapath::engine::{AddressPolicy, Announce, JoinPolicy, JoinRule, Patience};
 use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_ebpf::{INTERFACES_MAX, OWNER_BITS_DEFAULT};
 use serde::Deserialize;
@@ -21,6 +23,8 @@ pub(crate) struct Config {
     pub(crate) services: Vec<Service>,
     /// Serve addresses and ports that a kernel socket holds as well.
     pub(crate) takeover: bool,
+    /// Drop joins that are malformed or for a port that takes none before they reach a socket.
+    pub(crate) drop_invalid_joins: bool,
     pub(crate) control_socket: PathBuf,
     /// What open connections get after the first SIGTERM or SIGINT.
     pub(crate) drain_timeout: Duration,
@@ -34,6 +38,8 @@ pub(crate) struct Config {
 #[derive(Clone, Debug)]
 pub(crate) struct InterfaceConfig {
     pub(crate) name: String,
+    /// Answer ARP and neighbour solicitations for served addresses that the kernel does not have.
+    pub(crate) announce: bool,
     pub(crate) line: usize,
 }
 
@@ -45,7 +51,7 @@ pub(crate) struct Service {
     pub(crate) app: AppConfig,
     /// Ask for DSS checksums (RFC 8684 §3.1, flag A).
     pub(crate) checksum: bool,
-    pub(crate) joins: Joins,
+    pub(crate) joins: JoinPolicy,
     pub(crate) addresses: AddressPolicy,
     pub(crate) congestion: Algorithm,
     /// Agree to ECN where a client asks for it (RFC 3168).
@@ -58,13 +64,6 @@ pub(crate) struct Service {
 pub(crate) struct Listen {
     pub(crate) address: SocketAddr,
     pub(crate) line: usize,
-}
-
-/// Destination ports on which an MP_JOIN is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Joins {
-    AnyPort,
-    ServicePorts,
 }
 
 /// `app = { kind = ... }`
@@ -229,6 +228,8 @@ struct RawConfig {
     service: Vec<RawService>,
     #[serde(default)]
     takeover: bool,
+    #[serde(default)]
+    drop_invalid_joins: bool,
     control_socket: Option<Spanned<PathBuf>>,
     drain_timeout_ms: Option<Spanned<u64>>,
     time_wait_ms: Option<Spanned<u64>>,
@@ -241,6 +242,8 @@ struct RawConfig {
 #[serde(deny_unknown_fields, expecting = "a table")]
 struct RawInterface {
     name: Spanned<String>,
+    #[serde(default)]
+    announce: bool,
 }
 
 #[derive(Deserialize)]
@@ -250,7 +253,7 @@ struct RawService {
     listen: Spanned<Vec<Spanned<String>>>,
     app: Spanned<RawApp>,
     checksum: Option<bool>,
-    joins: Option<Spanned<String>>,
+    joins: Option<Spanned<toml::Value>>,
     max_subflows: Option<Spanned<u64>>,
     deny_join_initial: Option<bool>,
     #[serde(default)]
@@ -341,6 +344,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("interface", "[[interface]] with name = \"eth0\""),
     ("service", "[[service]] with name, listen and app"),
     ("takeover", "takeover = false"),
+    ("drop_invalid_joins", "drop_invalid_joins = false"),
     ("control_socket", "control_socket = \"/run/mpxd.sock\""),
     ("drain_timeout_ms", "drain_timeout_ms = 30000"),
     ("time_wait_ms", "time_wait_ms = 60000"),
@@ -364,7 +368,10 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("backends", "backends = [\"127.0.0.1:8080\"]"),
     ("connect_timeout_ms", "connect_timeout_ms = 3000"),
     ("checksum", "checksum = true"),
-    ("joins", "joins = \"any-port\" or \"service-ports\""),
+    (
+        "joins",
+        "joins = \"any-port\", \"service-ports\" or [8080, 8443]",
+    ),
     ("deny_join_initial", "deny_join_initial = false"),
     (
         "announce",
@@ -443,6 +450,7 @@ impl Source<'_> {
                 .map(|service| self.service(service))
                 .collect::<Result<_, _>>()?,
             takeover: raw.takeover,
+            drop_invalid_joins: raw.drop_invalid_joins,
             control_socket: self.control_socket(raw.control_socket.as_ref())?,
             drain_timeout: self.millis(
                 "drain_timeout_ms",
@@ -520,6 +528,7 @@ impl Source<'_> {
                 }
                 Ok(InterfaceConfig {
                     name: name.clone(),
+                    announce: interface.announce,
                     line: self.line_of(&interface.name),
                 })
             })
@@ -556,14 +565,6 @@ impl Source<'_> {
                 })
             })
             .collect::<Result<_, _>>()?;
-        let joins = self.choice(
-            "service.joins",
-            raw.joins.as_ref(),
-            &[
-                ("any-port", Joins::AnyPort),
-                ("service-ports", Joins::ServicePorts),
-            ],
-        )?;
         let congestion = self.choice(
             "service.congestion",
             raw.congestion.as_ref(),
@@ -574,7 +575,7 @@ impl Source<'_> {
             listen,
             app: self.app(raw)?,
             checksum: raw.checksum.unwrap_or(true),
-            joins,
+            joins: self.joins(raw.joins.as_ref())?,
             addresses: self.addresses(raw)?,
             patience: self.patience(raw)?,
             congestion,
@@ -1173,13 +1174,15 @@ app = { kind = "proxy", backends = ["127.0.0.1:8080"] }
             .collect();
         assert_eq!(names, [("s1", 3), ("s2", 6)]);
         assert!(!config.takeover);
+        assert!(!config.drop_invalid_joins);
+        assert!(!config.interfaces[0].announce);
         assert_eq!(config.control_socket, Path::new("/run/mpxd.sock"));
         assert_eq!(config.drain_timeout, Duration::from_secs(30));
         assert_eq!(config.time_wait, Duration::from_secs(60));
         assert_eq!(config.server, Server { id: 0, of: 1 });
         let web = &config.services[0];
         assert!(web.checksum);
-        assert_eq!(web.joins, Joins::AnyPort);
+        assert_eq!(web.joins, JoinPolicy::AnyPort);
         assert_eq!(web.addresses, AddressPolicy::default());
         assert_eq!(web.congestion, Algorithm::Cubic);
         assert!(web.ecn);
@@ -1198,6 +1201,7 @@ app = { kind = "proxy", backends = ["127.0.0.1:8080"] }
     fn every_key_with_its_example_is_taken() {
         let text = r#"
 takeover = true
+drop_invalid_joins = true
 control_socket = "/tmp/x.sock"
 drain_timeout_ms = 0
 time_wait_ms = 1000
@@ -1254,6 +1258,7 @@ app = { kind = "echo" }
 "#;
         let config = parse(text).unwrap();
         assert!(config.takeover);
+        assert!(config.drop_invalid_joins);
         assert_eq!(config.server, Server { id: 2, of: 4 });
         assert_eq!(
             config.limits,
@@ -1273,7 +1278,7 @@ app = { kind = "echo" }
         };
         assert!(proxy.proxy_protocol);
         assert_eq!(proxy.connect_timeout, Duration::from_millis(250));
-        assert_eq!(config.services[0].joins, Joins::ServicePorts);
+        assert_eq!(config.services[0].joins, JoinPolicy::ServicePorts);
         let net = |text: &str| text.parse::<IpNet>().ok();
         let addresses = AddressPolicy {
             announce: vec![
@@ -1344,7 +1349,7 @@ app = { kind = "echo" }
             (
                 "name = \"s1\"",
                 "name = \"s1\"\nmut = 1500",
-                "m.toml:4: interface[0].mut: unknown key `mut`, expected `name`; remove or rename it",
+                "m.toml:4: interface[0].mut: unknown key `mut`, expected `name` or `announce`; remove or rename it",
             ),
             (
                 "name = \"s1\"",
@@ -1459,7 +1464,12 @@ app = { kind = "echo" }
                 web,
                 "app = { kind = \"echo\" }\njoins = \"all\"",
                 "m.toml:12: service.joins: \"all\" is unknown; \
-                 use \"any-port\" or \"service-ports\"",
+                 use \"any-port\", \"service-ports\" or a list of ports",
+            ),
+            (
+                web,
+                "app = { kind = \"echo\" }\njoins = [80, 65536]",
+                "m.toml:12: service.joins: 65536 is no port; choose from 1 to 65535",
             ),
             (
                 web,

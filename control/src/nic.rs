@@ -1,9 +1,8 @@
 //! Facts about network interfaces, asked of the kernel over rtnetlink: they are those of this
 //! network namespace, whatever is mounted on /sys.
 
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
+use crate::netlink::{dump, parse};
+use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -32,13 +31,15 @@ pub(crate) struct Nic {
 
 /// All interfaces of this network namespace.
 pub(crate) fn all() -> io::Result<Vec<Nic>> {
+    let links = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let addresses = RouteNetlinkMessage::GetAddress(AddressMessage::default());
     let mut nics = Vec::new();
-    for message in dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
+    for message in dump(NETLINK_ROUTE, links)? {
         if let RouteNetlinkMessage::NewLink(link) = message {
             nics.push(from_link(&link));
         }
     }
-    for message in dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
+    for message in dump(NETLINK_ROUTE, addresses)? {
         let RouteNetlinkMessage::NewAddress(message) = message else {
             continue;
         };
@@ -78,7 +79,7 @@ impl Watch {
         let news = self
             .socket
             .recv_from_full()
-            .and_then(|(datagram, _)| parse(&datagram));
+            .and_then(|(datagram, _)| parse::<RouteNetlinkMessage>(&datagram));
         let Ok(news) = news else {
             // ENOBUFS: there was more news than room. Do not spin if it is something else.
             std::thread::sleep(Duration::from_millis(100));
@@ -203,47 +204,6 @@ fn own_address(message: &AddressMessage) -> Option<IpAddr> {
                 _ => None,
             })
     })
-}
-
-fn dump(request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut packet = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(request));
-    packet.header.flags = NLM_F_DUMP | NLM_F_REQUEST;
-    packet.header.sequence_number = 1;
-    packet.finalize();
-    let mut octets = vec![0; packet.buffer_len()];
-    packet.serialize(&mut octets);
-    socket.send(&octets, 0)?;
-
-    let mut messages = Vec::new();
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        for payload in parse(&datagram)? {
-            match payload {
-                NetlinkPayload::Done(_) => return Ok(messages),
-                NetlinkPayload::Error(error) => return Err(error.to_io()),
-                NetlinkPayload::InnerMessage(inner) => messages.push(inner),
-                _ => {}
-            }
-        }
-    }
-}
-
-/// The messages of one datagram.
-fn parse(datagram: &[u8]) -> io::Result<Vec<NetlinkPayload<RouteNetlinkMessage>>> {
-    let mut payloads = Vec::new();
-    let mut rest = datagram;
-    while !rest.is_empty() {
-        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-        // They start at multiples of 4.
-        let length = (message.header.length as usize).next_multiple_of(4).max(16);
-        rest = rest.get(length..).unwrap_or_default();
-        payloads.push(message.payload);
-    }
-    Ok(payloads)
 }
 
 #[cfg(test)]

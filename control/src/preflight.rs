@@ -12,12 +12,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// A configuration that fits this machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Plan {
     /// In the order of the config.
     pub(crate) nics: Vec<Nic>,
     /// The addresses of each service, in the order of the config, wildcards resolved.
     pub(crate) addresses: Vec<Vec<SocketAddr>>,
+    /// Addresses that are served and not the kernel's, where an interface announces such.
+    pub(crate) announced: Vec<IpAddr>,
 }
 
 /// The largest MTU whose frames, VLAN tags included, fit one UMEM frame.
@@ -88,8 +90,10 @@ impl From<ConfigError> for Refusal {
 
 /// Reads the state of the machine and holds `config` against it; changes nothing.
 pub(crate) fn check(config: &Config) -> Result<Plan, Refusal> {
-    let nics = interfaces(config, &settled_nics(config)?)?;
+    let all = settled_nics(config)?;
+    let nics = interfaces(config, &all)?;
     let addresses = addresses(config, &nics)?;
+    let announced = announced(config, &all, &addresses);
     if !config.takeover {
         let sockets = net::kernel_sockets().map_err(|error| {
             Refusal::Machine(format!(
@@ -99,7 +103,11 @@ pub(crate) fn check(config: &Config) -> Result<Plan, Refusal> {
         refuse_taken(config, &nics, &sockets)?;
     }
     privileges()?;
-    Ok(Plan { nics, addresses })
+    Ok(Plan {
+        nics,
+        addresses,
+        announced,
+    })
 }
 
 /// All interfaces, once no configured one has an XDP program or patience is at its end.
@@ -188,6 +196,19 @@ fn addresses(config: &Config, nics: &[Nic]) -> Result<Vec<Vec<SocketAddr>>, Conf
         all.push(service.addresses(&own));
     }
     Ok(all)
+}
+
+/// What is served, in the kernel on no interface, and to be announced on some.
+fn announced(config: &Config, all: &[Nic], served: &[Vec<SocketAddr>]) -> Vec<IpAddr> {
+    if !config.interfaces.iter().any(|interface| interface.announce) {
+        return Vec::new();
+    }
+    let own = own_addresses(all);
+    let mut announced: Vec<_> = served.iter().flatten().map(SocketAddr::ip).collect();
+    announced.retain(|address| !own.contains(address));
+    announced.sort_unstable();
+    announced.dedup();
+    announced
 }
 
 fn refuse_taken(
@@ -339,6 +360,22 @@ mod tests {
             "m.toml:5: service.listen: 0.0.0.0:80 stands for the interfaces' own addresses, \
              and none has an IPv4 address; add one with `ip addr add`"
         );
+    }
+
+    #[test]
+    fn only_what_the_kernel_does_not_have_is_announced() {
+        let mut config = config(80);
+        let served = [
+            vec![
+                "10.9.1.7:80".parse().unwrap(),
+                "10.9.1.2:80".parse().unwrap(),
+            ],
+            vec!["10.9.1.7:443".parse().unwrap()],
+        ];
+        assert_eq!(announced(&config, &[s1()], &served), Vec::<IpAddr>::new());
+        config.interfaces[0].announce = true;
+        let expected: Vec<IpAddr> = vec!["10.9.1.7".parse().unwrap()];
+        assert_eq!(announced(&config, &[s1()], &served), expected);
     }
 
     #[test]

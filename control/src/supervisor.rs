@@ -2,23 +2,24 @@
 
 use crate::admin::{self, AppStatus, ControlSocket, Figures, QueueStatus, Status};
 use crate::bpf::{LoadConfig, XdpInterface, XdpProgram};
-use crate::config::{AppConfig, Config, Joins, Limits, Service};
+use crate::config::{AppConfig, Config, Limits, Service};
+use crate::entries::Entries;
+use crate::kernel_joins;
 use crate::nic;
 use crate::preflight::Plan;
 use crate::proxy::{Proxy, ProxyCounters};
 use mpx_datapath::app::App;
 use mpx_datapath::app::builtin::{Discard, Echo, Source};
 use mpx_datapath::engine::{
-    Buffers, ConnectionPage, Engine, EngineConfig, InterfaceConfig, JoinPolicy, ServiceConfig,
+    Buffers, ConnectionPage, Engine, EngineConfig, InterfaceConfig, ServiceConfig,
 };
 use mpx_datapath::port::QueueStatistics;
 use mpx_datapath::port::xsk::{self, XskConfig, XskInterface, XskPort};
 use mpx_datapath::rand::ChaChaEntropy;
 use mpx_datapath::worker::{Command, Handle, Snapshot, Worker, clock};
-use mpx_ebpf::{FLAG_DIRECT, OWNER_BITS_DEFAULT};
+use mpx_ebpf::{FLAG_DIRECT, FLAG_DROP_INVALID_JOINS, OWNER_BITS_DEFAULT};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,6 +50,7 @@ pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
     let summary = plan.summary(&config);
     let interfaces: Vec<_> = plan.nics.iter().map(|nic| nic.name.clone()).collect();
     watch_links(&plan)?;
+    leave_kernel_joins(&mut xdp, true);
 
     // The worker keeps its sockets until this end is dropped: first the program is detached.
     let (release, released) = mpsc::channel::<()>();
@@ -70,6 +72,7 @@ pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
     tracing::info!("serving {summary}");
 
     let xdp = Arc::new(Mutex::new(xdp));
+    watch_kernel_joins(Arc::clone(&xdp))?;
     let observer = Observer {
         begin: Instant::now(),
         worker: ready.handle.clone(),
@@ -249,10 +252,7 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
             name: service.name.clone(),
             listen: addresses.clone(),
             checksum: service.checksum,
-            joins: match service.joins {
-                Joins::AnyPort => JoinPolicy::AnyPort,
-                Joins::ServicePorts => JoinPolicy::ServicePorts,
-            },
+            joins: service.joins.clone(),
             addresses: service.addresses.clone(),
             congestion: service.congestion,
             ecn: service.ecn,
@@ -312,6 +312,10 @@ fn pin() {
 }
 
 fn load_config(config: &Config, plan: &Plan) -> LoadConfig {
+    let drop_invalid_joins = match config.drop_invalid_joins {
+        true => FLAG_DROP_INVALID_JOINS,
+        false => 0,
+    };
     LoadConfig {
         interfaces: plan
             .nics
@@ -322,21 +326,50 @@ fn load_config(config: &Config, plan: &Plan) -> LoadConfig {
                 queues: nic.queues,
             })
             .collect(),
-        services: plan
-            .addresses
-            .iter()
-            .flatten()
-            .copied()
-            .collect::<Vec<SocketAddr>>(),
+        entries: Entries::new(config, plan),
         steering: mpx_ebpf::Config {
             workers: WORKERS,
             owner_bits: OWNER_BITS_DEFAULT,
             owners: config.server.of * WORKERS,
             first_owner: config.server.id * WORKERS,
-            flags: FLAG_DIRECT,
+            flags: FLAG_DIRECT | drop_invalid_joins,
             // With one worker every home is the same.
             hash_key: [0; 2],
         },
+    }
+}
+
+/// How long a join to a port where a kernel socket has begun to listen may still come to us.
+const KERNEL_JOINS_PERIOD: Duration = Duration::from_secs(2);
+
+/// Keeps joins for the kernel's own MPTCP sockets out of our hands as these come and go.
+fn watch_kernel_joins(xdp: Arc<Mutex<XdpProgram>>) -> Result<(), String> {
+    let watch = move || {
+        loop {
+            thread::sleep(KERNEL_JOINS_PERIOD);
+            leave_kernel_joins(&mut lock(&xdp), false);
+        }
+    };
+    thread::Builder::new()
+        .name("kernel-joins".into())
+        .spawn(watch)
+        .map(|_| ())
+        .map_err(|error| format!("cannot start a thread ({error}); raise the limit on tasks"))
+}
+
+fn leave_kernel_joins(xdp: &mut XdpProgram, first: bool) {
+    match kernel_joins::listeners() {
+        Ok(listeners) => match xdp.leave_joins(&listeners) {
+            Ok(0) => {}
+            Ok(count) => tracing::info!("{count} places where joins are the kernel's have changed"),
+            Err(error) => tracing::warn!("joins for the kernel's MPTCP sockets: {error}"),
+        },
+        // Without MPTCP in the kernel there is nothing to ask.
+        Err(error) if first => tracing::info!(
+            "the kernel does not tell where its own MPTCP sockets listen ({error}); if there are \
+             any, load mptcp_diag, or joins to their ports are taken for ours"
+        ),
+        Err(_) => {}
     }
 }
 

@@ -1,8 +1,14 @@
-//! The way from the Ethernet header to the TCP ports, or to those that an ICMP error quotes: the same
-//! code on the host and in BPF.
+//! The way from the Ethernet header to the TCP ports, or to those that an ICMP error quotes, or to the
+//! address that a neighbour asks for: the same code on the host and in BPF.
 //!
 //! It is written for the verifier: every loop has a constant bound, every read names its offset and
 //! length, and no offset exceeds [`OFFSET_MAX`].
+
+mod options;
+
+pub use options::{Join, echoed_timestamp, join};
+
+use crate::flow::{FlowKey, flow_key};
 
 /// VLAN tags that are followed (one 802.1ad and one 802.1Q).
 pub const VLAN_TAGS_MAX: usize = 2;
@@ -32,13 +38,22 @@ pub enum Walk {
     Segment(Segment),
     /// The fragment that starts a TCP segment; no port where it is too short to hold one.
     FirstFragment {
+        source: [u8; 16],
         destination: [u8; 16],
-        destination_port: Option<u16>,
+        /// Source and destination.
+        ports: Option<(u16, u16)>,
     },
     /// Any other fragment of a TCP segment.
     LaterFragment { destination: [u8; 16] },
-    /// An ICMP error that says that a TCP segment was too big for a link, and where that came from.
-    PacketTooBig { source: [u8; 16], source_port: u16 },
+    /// An ICMP error that says that a TCP segment was too big for a link, and whose that was.
+    PacketTooBig {
+        source: [u8; 16],
+        destination: [u8; 16],
+        source_port: u16,
+        destination_port: u16,
+    },
+    /// An ARP request or a neighbour solicitation for this address.
+    NeighborRequest { target: [u8; 16] },
     /// More extension headers, or longer ones, than are followed.
     TooDeep { destination: [u8; 16] },
     /// Neither IPv4 nor IPv6.
@@ -60,7 +75,39 @@ pub struct Segment {
     pub flags: u8,
     /// Where the TCP header starts in the frame, in octets.
     pub tcp_offset: usize,
+    /// Octets of options in the TCP header, at most 40.
+    pub options_len: usize,
 }
+
+impl Segment {
+    /// Asks for a new flow.
+    #[inline(always)]
+    pub const fn is_syn(&self) -> bool {
+        self.flags & (FLAG_SYN | FLAG_ACK | FLAG_RST | FLAG_FIN) == FLAG_SYN
+    }
+
+    /// Belongs to a flow that both sides know, unless it is forged.
+    #[inline(always)]
+    pub const fn is_ack(&self) -> bool {
+        self.flags & (FLAG_SYN | FLAG_ACK | FLAG_RST) == FLAG_ACK
+    }
+
+    /// The key of its flow; we are the destination.
+    #[inline(always)]
+    pub const fn flow_key(&self) -> FlowKey {
+        flow_key(
+            self.source,
+            self.source_port,
+            self.destination,
+            self.destination_port,
+        )
+    }
+}
+
+const FLAG_FIN: u8 = 0x01;
+const FLAG_SYN: u8 = 0x02;
+const FLAG_RST: u8 = 0x04;
+const FLAG_ACK: u8 = 0x10;
 
 /// Follows the headers of an Ethernet frame.
 #[inline(always)]
@@ -82,11 +129,13 @@ pub fn walk<B: Bytes + ?Sized>(frame: &B) -> Walk {
     match ethertype {
         ETHERTYPE_IPV4 => walk_ipv4(frame, at),
         ETHERTYPE_IPV6 => walk_ipv6(frame, at),
+        ETHERTYPE_ARP => walk_arp(frame, at),
         _ => Walk::NotIp,
     }
 }
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88a8;
@@ -102,6 +151,27 @@ pub const ICMP_FRAGMENTATION_NEEDED: u8 = 4;
 pub const ICMPV6_PACKET_TOO_BIG: u8 = 2;
 /// What precedes the quoted packet.
 const ICMP_HEADER_LEN: usize = 8;
+/// RFC 4861 §4.3.
+pub const ICMPV6_NEIGHBOR_SOLICITATION: u8 = 135;
+
+/// What an ARP request for an IPv4 address over Ethernet begins with (RFC 826).
+pub const ARP_REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 1];
+
+#[inline(always)]
+fn walk_arp<B: Bytes + ?Sized>(frame: &B, at: usize) -> Walk {
+    let Some(packet) = frame.read::<28>(at) else {
+        return Walk::NotIp;
+    };
+    let mut differs = 0;
+    for (octet, expected) in packet[..8].iter().zip(ARP_REQUEST) {
+        differs |= octet ^ expected;
+    }
+    if differs != 0 {
+        return Walk::NotIp;
+    }
+    let target = mapped([packet[24], packet[25], packet[26], packet[27]]);
+    Walk::NeighborRequest { target }
+}
 
 #[inline(always)]
 fn walk_ipv4<B: Bytes + ?Sized>(frame: &B, at: usize) -> Walk {
@@ -120,15 +190,15 @@ fn walk_ipv4<B: Bytes + ?Sized>(frame: &B, at: usize) -> Walk {
     if header[9] != PROTOCOL_TCP {
         return Walk::NotTcp;
     }
+    let source = mapped([header[12], header[13], header[14], header[15]]);
     let destination = mapped([header[16], header[17], header[18], header[19]]);
     let tcp_offset = at + header_len;
     if fragment & 0x1fff != 0 {
         return Walk::LaterFragment { destination };
     }
     if fragment & 0x2000 != 0 {
-        return first_fragment(frame, tcp_offset, destination);
+        return first_fragment(frame, tcp_offset, source, destination);
     }
-    let source = mapped([header[12], header[13], header[14], header[15]]);
     segment(frame, tcp_offset, source, destination)
 }
 
@@ -186,18 +256,44 @@ fn walk_ipv6<B: Bytes + ?Sized>(frame: &B, ip_at: usize) -> Walk {
     }
     match (protocol, fragment) {
         (PROTOCOL_TCP, false) => segment(frame, at, source, destination),
-        (PROTOCOL_TCP, true) => first_fragment(frame, at, destination),
-        (PROTOCOL_ICMPV6, false) => quoted_ipv6(frame, at).unwrap_or(Walk::NotTcp),
+        (PROTOCOL_TCP, true) => first_fragment(frame, at, source, destination),
+        (PROTOCOL_ICMPV6, false) => walk_icmpv6(frame, at),
         _ => Walk::NotTcp,
     }
 }
 
-/// Who sent what is quoted by the ICMP message at `at`, if that says that a TCP segment was too big.
+#[inline(always)]
+fn walk_icmpv6<B: Bytes + ?Sized>(frame: &B, at: usize) -> Walk {
+    match frame.read::<{ ICMP_HEADER_LEN + 16 }>(at) {
+        Some(
+            [
+                ICMPV6_NEIGHBOR_SOLICITATION,
+                0,
+                _,
+                _,
+                _,
+                _,
+                _,
+                _,
+                target @ ..,
+            ],
+        ) => {
+            // As above: no such IPv6 address asks for one.
+            if is_mapped(&target) {
+                return Walk::NotTcp;
+            }
+            Walk::NeighborRequest { target }
+        }
+        _ => quoted_ipv6(frame, at).unwrap_or(Walk::NotTcp),
+    }
+}
+
+/// Whose is what is quoted by the ICMP message at `at`, if that says that a TCP segment was too big.
 // One read each, at one offset: the verifier loses sight of offsets that are added up. What we send
 // has no IP options and no extension headers, so what is quoted with any is none of ours.
 #[inline(always)]
 fn quoted_ipv4<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Walk> {
-    let octets = frame.read::<{ ICMP_HEADER_LEN + 20 + 2 }>(at)?;
+    let octets = frame.read::<{ ICMP_HEADER_LEN + 20 + 4 }>(at)?;
     let [kind, code, _, _, _, _, _, _, ip @ ..] = &octets;
     let fragment_offset = u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff;
     let quotes_tcp = ip[0] == 0x45 && ip[9] == PROTOCOL_TCP && fragment_offset == 0;
@@ -206,22 +302,27 @@ fn quoted_ipv4<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Walk> {
     }
     Some(Walk::PacketTooBig {
         source: mapped([ip[12], ip[13], ip[14], ip[15]]),
+        destination: mapped([ip[16], ip[17], ip[18], ip[19]]),
         source_port: u16::from_be_bytes([ip[20], ip[21]]),
+        destination_port: u16::from_be_bytes([ip[22], ip[23]]),
     })
 }
 
 #[inline(always)]
 fn quoted_ipv6<B: Bytes + ?Sized>(frame: &B, at: usize) -> Option<Walk> {
-    let octets = frame.read::<{ ICMP_HEADER_LEN + 40 + 2 }>(at)?;
+    let octets = frame.read::<{ ICMP_HEADER_LEN + 40 + 4 }>(at)?;
     let [kind, _, _, _, _, _, _, _, ip @ ..] = &octets;
     let source = *ip[8..].first_chunk()?;
+    let destination = *ip[24..].first_chunk()?;
     let quotes_tcp = ip[0] >> 4 == 6 && ip[6] == PROTOCOL_TCP;
     if *kind != ICMPV6_PACKET_TOO_BIG || !quotes_tcp || is_mapped(&source) {
         return None;
     }
     Some(Walk::PacketTooBig {
         source,
+        destination,
         source_port: u16::from_be_bytes([ip[40], ip[41]]),
+        destination_port: u16::from_be_bytes([ip[42], ip[43]]),
     })
 }
 
@@ -255,10 +356,20 @@ fn later_fragment(protocol: u8, destination: [u8; 16]) -> Walk {
 }
 
 #[inline(always)]
-fn first_fragment<B: Bytes + ?Sized>(frame: &B, tcp_offset: usize, destination: [u8; 16]) -> Walk {
+fn first_fragment<B: Bytes + ?Sized>(
+    frame: &B,
+    tcp_offset: usize,
+    source: [u8; 16],
+    destination: [u8; 16],
+) -> Walk {
+    let ports = frame.read::<4>(tcp_offset);
     Walk::FirstFragment {
+        source,
         destination,
-        destination_port: be16(frame, tcp_offset + 2),
+        ports: ports.map(|[s0, s1, d0, d1]| {
+            let [source, destination] = [[s0, s1], [d0, d1]].map(u16::from_be_bytes);
+            (source, destination)
+        }),
     }
 }
 
@@ -279,6 +390,8 @@ fn segment<B: Bytes + ?Sized>(
         destination_port: u16::from_be_bytes([header[2], header[3]]),
         flags: header[13],
         tcp_offset,
+        // RFC 9293 §3.1: the header is so many words long, five of them before the options.
+        options_len: ((header[12] >> 4) as usize * 4).saturating_sub(20),
     })
 }
 

@@ -252,6 +252,8 @@ verdicts! {
     PassNotOurs,
     /// To the kernel: a join to a port where a kernel socket that does MPTCP listens.
     PassKernelJoin,
+    /// To the kernel: a question for the link-layer address of an address that we do not announce.
+    PassNeighbor,
     /// To the kernel: ends in the middle of a header.
     PassTruncated,
     /// To the kernel: a later fragment to a served address. It names no port, and it cannot be

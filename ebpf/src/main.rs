@@ -15,10 +15,11 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use mpx_ebpf::{
-    Config, ConfigWords, ENTRY_ADDRESS, ENTRY_SERVICE, FLOWS_MAX, FlowKey, INTERFACES_MAX,
+    Config, ConfigWords, ENTRY_ADDRESS, ENTRY_ANNOUNCE, ENTRY_JOINS, ENTRY_KERNEL, ENTRY_SERVICE,
+    FLAG_DIRECT, FLAG_DROP_INVALID_JOINS, FLAG_FLOW_HASH_NIC, FLOWS_MAX, FlowKey, INTERFACES_MAX,
     SERVICES_MAX, SLOTS_MAX, ServiceKey, VERDICTS, Verdict, address_key,
-    decode::{self, Bytes, Walk},
-    service_key, slot,
+    decode::{self, Bytes, Join, Segment, Walk},
+    flow_key, home, queue_home, service_key, slot,
 };
 
 #[btf_map]
@@ -61,6 +62,7 @@ fn mpx_xdp(ctx: XdpContext) -> u32 {
         | Verdict::PassNotTcp
         | Verdict::PassNotOurs
         | Verdict::PassKernelJoin
+        | Verdict::PassNeighbor
         | Verdict::PassTruncated
         | Verdict::PassFragment
         | Verdict::PassTooDeep => xdp_action::XDP_PASS,
@@ -70,21 +72,20 @@ fn mpx_xdp(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn judge(ctx: &XdpContext) -> Verdict {
     match decode::walk(&Frame(ctx)) {
-        Walk::Segment(segment) => {
-            if is_service(segment.destination, segment.destination_port) {
-                redirect(ctx)
-            } else {
-                Verdict::PassNotOurs
-            }
-        }
+        Walk::Segment(segment) => judge_segment(ctx, &segment),
         Walk::FirstFragment {
+            source,
             destination,
-            destination_port,
+            ports,
         } => {
-            // Without its port it is taken for ours where its address is: the kernel could still
+            // Without its ports it is taken for ours where its address is: the kernel could still
             // put it together with the rest.
-            let ours = match destination_port {
-                Some(port) => is_service(destination, port),
+            let ours = match ports {
+                Some((source_port, port)) => {
+                    let key = flow_key(source, source_port, destination, port);
+                    entry(&service_key(destination, port)) & ENTRY_SERVICE != 0
+                        || flow(&key).is_some()
+                }
                 None => is_served(destination),
             };
             if ours {
@@ -102,15 +103,24 @@ fn judge(ctx: &XdpContext) -> Verdict {
         }
         Walk::PacketTooBig {
             source,
+            destination,
             source_port,
+            destination_port,
         } => {
-            if !is_service(source, source_port) {
-                return Verdict::PassNotTcp;
+            // It quotes a segment of ours, so its destination is the remote side.
+            let key = flow_key(destination, destination_port, source, source_port);
+            let is_service = entry(&service_key(source, source_port)) & ENTRY_SERVICE != 0;
+            match (flow(&key), is_service) {
+                (Some(worker), _) => redirect(ctx, Target::Worker(worker), Verdict::RedirectTooBig),
+                (None, true) => redirect(ctx, Target::Home(&key), Verdict::RedirectTooBig),
+                (None, false) => Verdict::PassNotTcp,
             }
-            // What is quoted of TCP names no owner, but one worker owns every connection.
-            match redirect(ctx) {
-                Verdict::RedirectHome => Verdict::RedirectTooBig,
-                refused => refused,
+        }
+        Walk::NeighborRequest { target } => {
+            if entry(&address_key(target)) & ENTRY_ANNOUNCE != 0 {
+                redirect(ctx, Target::Queue, Verdict::RedirectNeighbor)
+            } else {
+                Verdict::PassNeighbor
             }
         }
         Walk::TooDeep { destination } => {
@@ -126,10 +136,84 @@ fn judge(ctx: &XdpContext) -> Verdict {
     }
 }
 
-/// Sets the redirect up, if there is a socket that the frame can reach.
+/// Who is asked first has the last word: the token of a join, the timestamp of an established
+/// segment, the flows map, and for what is left of a service its home worker.
 #[inline(always)]
-fn redirect(ctx: &XdpContext) -> Verdict {
-    let Some(config) = CONFIG.get(0).map(Config::from_words) else {
+fn judge_segment(ctx: &XdpContext, segment: &Segment) -> Verdict {
+    let Some(config) = config() else {
+        return Verdict::DropNoSocket;
+    };
+    let local = entry(&service_key(segment.destination, segment.destination_port));
+    let is_service = local & ENTRY_SERVICE != 0;
+    if segment.is_syn() && JOINS {
+        let join = judge_join(ctx, &config, segment, local);
+        if let Some(verdict) = join {
+            return verdict;
+        }
+    } else if is_service
+        && segment.is_ack()
+        && let Some(tsecr) = decode::echoed_timestamp(&Frame(ctx), segment)
+        && let Some(worker) = config.worker_of_timestamp(tsecr)
+    {
+        return redirect(ctx, Target::Worker(worker), Verdict::RedirectTimestamp);
+    }
+    let key = segment.flow_key();
+    if let Some(worker) = flow(&key) {
+        return redirect(ctx, Target::Worker(worker), Verdict::RedirectFlow);
+    }
+    if is_service {
+        redirect(ctx, Target::Home(&key), Verdict::RedirectHome)
+    } else {
+        Verdict::PassNotOurs
+    }
+}
+
+/// Off in the object that the cost of reading joins is measured against.
+const JOINS: bool = !cfg!(feature = "without-joins");
+
+/// What becomes of a SYN that joins a connection (RFC 8684 §3.2); `None`: it does not, or nobody
+/// takes it here, and it is like any other.
+#[inline(always)]
+fn judge_join(ctx: &XdpContext, config: &Config, segment: &Segment, local: u32) -> Option<Verdict> {
+    let join = decode::join(&Frame(ctx), segment);
+    if join == Join::None {
+        return None;
+    }
+    if local & ENTRY_KERNEL != 0 {
+        return Some(Verdict::PassKernelJoin);
+    }
+    let address = entry(&address_key(segment.destination));
+    let taken = local & (ENTRY_SERVICE | ENTRY_JOINS) != 0 || address & ENTRY_JOINS != 0;
+    match join {
+        Join::Token(token) if taken => Some(match config.worker_of_token(token) {
+            Some(worker) => redirect(ctx, Target::Worker(worker), Verdict::RedirectToken),
+            // No connection of this server has such a token: any worker can say so.
+            None => redirect(
+                ctx,
+                Target::Home(&segment.flow_key()),
+                Verdict::RedirectHome,
+            ),
+        }),
+        _ if config.has(FLAG_DROP_INVALID_JOINS) && address & ENTRY_ADDRESS != 0 => {
+            Some(Verdict::DropInvalidJoin)
+        }
+        _ => None,
+    }
+}
+
+/// Whose socket a frame is for.
+enum Target<'a> {
+    Worker(u32),
+    /// The home worker of a flow.
+    Home(&'a FlowKey),
+    /// The home worker of the queue.
+    Queue,
+}
+
+/// Sets the redirect up, if there is a socket that the frame can reach. Returns `verdict` then.
+#[inline(always)]
+fn redirect(ctx: &XdpContext, target: Target<'_>, verdict: Verdict) -> Verdict {
+    let Some(config) = config() else {
         return Verdict::DropNoSocket;
     };
     let interface = ctx.ingress_ifindex() as u32;
@@ -138,36 +222,57 @@ fn redirect(ctx: &XdpContext) -> Verdict {
         return Verdict::DropNoSocket;
     };
     let queue = ctx.rx_queue_index();
-    let slot = slot(queue, config.workers, OWNER);
+    let queue_home = queue_home(queue, config.workers);
+    let (worker, verdict) = match target {
+        Target::Queue => (queue_home, verdict),
+        Target::Worker(_) | Target::Home(_) if !config.has(FLAG_DIRECT) => {
+            (queue_home, Verdict::RedirectMesh)
+        }
+        Target::Home(_) if config.has(FLAG_FLOW_HASH_NIC) => (queue_home, verdict),
+        Target::Home(key) => (home(key, &config.hash_key, config.workers), verdict),
+        Target::Worker(worker) => (worker, verdict),
+    };
+    // One more would be the first one's of the next queue.
+    if worker >= config.workers {
+        return Verdict::DropNoSocket;
+    }
+    let slot = slot(queue, config.workers, worker);
     match sockets.get(slot) {
         // AF_XDP delivers only to a socket of the very queue; the kernel drops others uncounted.
         Some(bound) if bound != queue => Verdict::DropWrongQueue,
         Some(_) => match sockets.redirect(slot, xdp_action::XDP_DROP as u64) {
-            Ok(_) => Verdict::RedirectHome,
+            Ok(_) => verdict,
             Err(_) => Verdict::DropNoSocket,
         },
         None => Verdict::DropNoSocket,
     }
 }
 
-/// One worker owns every connection.
-const OWNER: u32 = 0;
-
 #[inline(always)]
-fn is_service(address: [u8; 16], port: u16) -> bool {
-    entry(&service_key(address, port)) == Some(ENTRY_SERVICE)
+fn config() -> Option<Config> {
+    CONFIG.get(0).map(Config::from_words)
 }
 
 #[inline(always)]
 fn is_served(address: [u8; 16]) -> bool {
-    entry(&address_key(address)) == Some(ENTRY_ADDRESS)
+    entry(&address_key(address)) & ENTRY_ADDRESS != 0
 }
 
+/// The `ENTRY_…` bits of an address and port.
 #[inline(always)]
-fn entry(key: &ServiceKey) -> Option<u32> {
-    // SAFETY: the value is one word, copied out at once, and user space does not remove entries
-    // while the program runs.
-    unsafe { SERVICES.get(key).copied() }
+fn entry(key: &ServiceKey) -> u32 {
+    // SAFETY: the value is one word, copied out at once. Where user space changes it meanwhile, it is
+    // the old or the new one; where it removes the entry of a kernel socket that is gone, at worst
+    // that of another, and one join to a port where nobody listens any more goes astray.
+    unsafe { SERVICES.get(key).copied() }.unwrap_or(0)
+}
+
+/// The worker that the flows map names.
+#[inline(always)]
+fn flow(key: &FlowKey) -> Option<u32> {
+    // SAFETY: the value is one word, copied out at once. If its entry is removed and used again in
+    // between, it is the word of another flow, and the worker that gets the frame passes it on.
+    unsafe { FLOWS.get(key).copied() }
 }
 
 #[inline(always)]

@@ -146,10 +146,50 @@ impl Default for Patience {
 }
 
 /// To which ports of our addresses a subflow may be joined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JoinPolicy {
     /// RFC 8684 §3.2: the token alone says which connection is meant.
     AnyPort,
     /// Only where a service listens.
     ServicePorts,
+    /// There, and at these ports of every address where one does.
+    Ports(Vec<u16>),
+}
+
+impl JoinPolicy {
+    /// Whether a join to `local` is taken because a service listens on `listen`.
+    pub fn takes(&self, local: SocketAddr, listen: SocketAddr) -> bool {
+        let takes_port = match self {
+            JoinPolicy::AnyPort => true,
+            JoinPolicy::ServicePorts => false,
+            JoinPolicy::Ports(ports) => ports.contains(&local.port()),
+        };
+        local == listen || takes_port && local.ip() == listen.ip()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // RFC 8684 §3.2: a join names its connection by the token, whatever its port.
+    #[test]
+    fn joins_are_taken_by_policy() {
+        let takes = |policy: &JoinPolicy, local: &str| {
+            let address = |text: &str| text.parse().expect("an address");
+            policy.takes(address(local), address("10.0.0.1:80"))
+        };
+        let ports = JoinPolicy::Ports(vec![8080]);
+        for (local, expected) in [
+            ("10.0.0.1:80", [true, true, true]),
+            ("10.0.0.1:8080", [true, false, true]),
+            ("10.0.0.1:8081", [true, false, false]),
+            ("10.0.0.2:80", [false, false, false]),
+            ("10.0.0.2:8080", [false, false, false]),
+        ] {
+            let policies = [&JoinPolicy::AnyPort, &JoinPolicy::ServicePorts, &ports];
+            let found = policies.map(|policy| takes(policy, local));
+            assert_eq!(found, expected, "{local}");
+        }
+    }
 }

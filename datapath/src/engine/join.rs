@@ -1,8 +1,8 @@
 //! A SYN that joins a subflow to a connection (RFC 8684 §3.2).
 
+use super::Engine;
 use super::flow::{FlowEntry, FlowKey};
 use super::listen::Offer;
-use super::{Engine, JoinPolicy};
 use crate::mptcp::close::{RST_MPTCP_SPECIFIC, RST_NO_RESOURCES, RST_PROHIBITED};
 use crate::mptcp::{Handshake, Mode, Subflow};
 use crate::port::IfaceId;
@@ -46,15 +46,8 @@ impl Engine {
         self.metrics.mp_join_port_syn_rx += u64::from(other_port);
         let service = &self.services[connection.service].config;
         let rule = service.addresses.join_rule(segment.src, local.ip());
-        let listens = |wanted: &dyn Fn(&SocketAddr) -> bool| {
-            self.services
-                .iter()
-                .any(|s| s.config.listen.iter().any(wanted))
-        };
-        let listens = match service.joins {
-            JoinPolicy::AnyPort => listens(&|l| l.ip() == local.ip()),
-            JoinPolicy::ServicePorts => listens(&|l| *l == local),
-        };
+        let mut listens = self.services.iter().flat_map(|s| &s.config.listen);
+        let listens = listens.any(|l| service.joins.takes(local, *l));
         let known = listens || connection.addresses.is_announced(local);
         // RFC 8684 §3.1: C was said to bar the initial address and port.
         let barred = connection.settings.deny_join_initial && local == connection.local_addr;

@@ -136,9 +136,11 @@ fn ipv4_fragments_are_told_apart() {
     };
     // "Don't fragment" is no fragment.
     assert!(matches!(fragment(0x4000), Walk::Segment(_)));
+    let source = mapped(V4_SOURCE);
     let first = Walk::FirstFragment {
+        source,
         destination,
-        destination_port: Some(80),
+        ports: Some((4000, 80)),
     };
     assert_eq!(fragment(0x2000), first);
     assert_eq!(fragment(0x2001), Walk::LaterFragment { destination });
@@ -149,8 +151,9 @@ fn ipv4_fragments_are_told_apart() {
         vec![1, 2],
     ]);
     let no_port = Walk::FirstFragment {
+        source,
         destination,
-        destination_port: None,
+        ports: None,
     };
     assert_eq!(runt, no_port);
 }
@@ -166,8 +169,9 @@ fn ipv6_fragments_are_told_apart() {
     let plain = &[(EXTENSION_FRAGMENT, 0)][..];
     let longer = &[(EXTENSION_FRAGMENT, 0), (EXTENSION_DESTINATION, 0)][..];
     let first = Walk::FirstFragment {
+        source: V6_SOURCE,
         destination,
-        destination_port: Some(80),
+        ports: Some((4000, 80)),
     };
     for kinds in [plain, longer] {
         assert_eq!(fragment(1, kinds), first);
@@ -242,20 +246,23 @@ fn too_big_v6(kinds: &[(u8, u8)]) -> Vec<Vec<u8>> {
 
 #[test]
 fn an_error_about_a_segment_that_was_too_big_names_who_sent_it() {
-    let source_port = 80;
+    let [source_port, destination_port] = [80, 4000];
     let expected = Walk::PacketTooBig {
         source: mapped(V4_SOURCE),
+        destination: mapped(V4_DESTINATION),
         source_port,
+        destination_port,
     };
     assert_eq!(walk_of(&too_big_v4()).0, expected);
     for kinds in [
         &[][..],
         &[(EXTENSION_DESTINATION, 1); EXTENSION_HEADERS_MAX],
     ] {
-        let source = V6_SOURCE;
         let expected = Walk::PacketTooBig {
-            source,
+            source: V6_SOURCE,
+            destination: V6_DESTINATION,
             source_port,
+            destination_port,
         };
         assert_eq!(walk_of(&too_big_v6(kinds)).0, expected);
     }
@@ -281,7 +288,7 @@ fn other_icmp_is_not_ours() {
     const OTHERS_V6: &[(usize, usize, u8)] = &[
         (2, 0, 1),    // unreachable
         (2, 0, 128),  // echo
-        (2, 0, 135),  // neighbour solicitation
+        (2, 0, 136),  // neighbour advertisement
         (3, 0, 0x40), // quotes another version
         (3, 6, 17),   // UDP
         (3, 6, 0),    // extension headers, which we never send
@@ -294,16 +301,178 @@ fn other_icmp_is_not_ours() {
         }
         let (_, frame) = walk_of(&whole);
         let icmp_at = frame.len() - 8 - whole[3].len() - 8;
-        for len in icmp_at..frame.len() - 6 {
+        for len in icmp_at..frame.len() - 4 {
             assert_eq!(walk(&frame[..len]), Walk::NotTcp, "cut at {len}");
         }
-        let with_port = walk(&frame[..frame.len() - 6]);
+        let with_port = walk(&frame[..frame.len() - 4]);
         assert!(matches!(with_port, Walk::PacketTooBig { .. }));
     }
     // As an IPv4 host's address in a quoted IPv6 packet.
     let mut parts = too_big_v6(&[]);
     parts[3][8..24].copy_from_slice(&mapped(V4_SOURCE));
     assert_eq!(walk_of(&parts).0, Walk::NotTcp);
+}
+
+fn arp_request(operation: u8) -> Vec<u8> {
+    let mut packet = ARP_REQUEST.to_vec();
+    packet[7] = operation;
+    packet.extend([2; 6]);
+    packet.extend(V4_SOURCE);
+    packet.extend([0; 6]);
+    packet.extend(V4_DESTINATION);
+    packet
+}
+
+fn neighbor_solicitation(kind: u8, target: [u8; 16]) -> Vec<Vec<u8>> {
+    let mut icmp = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+    icmp.extend(target);
+    vec![
+        ethernet(&[], ETHERTYPE_IPV6),
+        ipv6(PROTOCOL_ICMPV6, V6_DESTINATION),
+        icmp,
+    ]
+}
+
+#[test]
+fn who_asks_for_a_neighbor_is_understood_and_who_answers_is_not() {
+    let arp = |operation| {
+        let parts = [ethernet(&[ETHERTYPE_VLAN], 0x0806), arp_request(operation)];
+        walk_of(&parts)
+    };
+    let target = mapped(V4_DESTINATION);
+    let (found, frame) = arp(1);
+    assert_eq!(found, Walk::NeighborRequest { target });
+    assert_eq!(walk(&frame[..frame.len() - 1]), Walk::NotIp);
+    assert_eq!(arp(2).0, Walk::NotIp);
+
+    let target = V6_SOURCE;
+    let (found, frame) = walk_of(&neighbor_solicitation(135, target));
+    assert_eq!(found, Walk::NeighborRequest { target });
+    assert_eq!(walk(&frame[..frame.len() - 1]), Walk::NotTcp);
+    let answer = walk_of(&neighbor_solicitation(136, target)).0;
+    assert_eq!(answer, Walk::NotTcp);
+    let mapped = walk_of(&neighbor_solicitation(135, mapped(V4_DESTINATION))).0;
+    assert_eq!(mapped, Walk::NotTcp);
+}
+
+/// A segment with these options, and what the walk finds of it.
+fn with_options(flags: u8, options: &[u8]) -> (Segment, Vec<u8>) {
+    let mut header = tcp(4000, 80);
+    header[12] = ((20 + options.len()).div_ceil(4) << 4) as u8;
+    header[13] = flags;
+    let mut padded = options.to_vec();
+    padded.resize(options.len().next_multiple_of(4), 0);
+    let parts = [
+        ethernet(&[], ETHERTYPE_IPV4),
+        ipv4(0, PROTOCOL_TCP, 0),
+        header,
+        padded,
+    ];
+    match walk_of(&parts) {
+        (Walk::Segment(segment), frame) => (segment, frame),
+        (other, _) => panic!("{other:?}"),
+    }
+}
+
+fn join_of(options: &[u8]) -> Join {
+    let (segment, frame) = with_options(2, options);
+    join(frame.as_slice(), &segment)
+}
+
+fn echoed(options: &[u8]) -> Option<u32> {
+    let (segment, frame) = with_options(0x10, options);
+    echoed_timestamp(frame.as_slice(), &segment)
+}
+
+const TIMESTAMPS: [u8; 10] = [8, 10, 1, 2, 3, 4, 5, 6, 7, 8];
+const MP_JOIN: [u8; 12] = [30, 12, 0x11, 3, 0xde, 0xad, 0xbe, 0xef, 9, 9, 9, 9];
+const TOKEN: Join = Join::Token(0xdead_beef);
+
+// RFC 8684 §3.2, Figure 5.
+#[test]
+fn the_token_of_a_join_is_found_wherever_it_stands() {
+    // As Linux sends it.
+    let linux = [
+        &[2, 4, 5, 0xb4, 4, 2][..],
+        &TIMESTAMPS,
+        &[1, 3, 3, 7],
+        &MP_JOIN,
+    ]
+    .concat();
+    assert_eq!(join_of(&linux), TOKEN);
+    // As far back as it can stand.
+    assert_eq!(join_of(&[&[1; 28][..], &MP_JOIN].concat()), TOKEN);
+    // After another MPTCP option, and after an unknown kind without content.
+    let other = [30, 4, 0x50, 0];
+    assert_eq!(join_of(&[&other[..], &[254, 2], &MP_JOIN].concat()), TOKEN);
+    assert_eq!(join_of(&[&[0][..], &MP_JOIN].concat()), Join::None);
+    assert_eq!(
+        join_of(&[30, 12, 0x01, 3, 1, 2, 3, 4, 0, 0, 0, 0]),
+        Join::None
+    );
+    assert_eq!(join_of(&[]), Join::None);
+}
+
+#[test]
+fn a_join_of_a_wrong_length_has_no_token() {
+    for len in 3..=28u8 {
+        let mut option = vec![0; usize::from(len)];
+        option[..3].copy_from_slice(&[30, len, 0x10]);
+        let found = join_of(&option);
+        match len {
+            12 => assert_eq!(found, Join::Token(0)),
+            _ => assert_eq!(found, Join::Malformed, "{len}"),
+        }
+        // One of no known length is passed over, one of another segment's is not.
+        let followed = join_of(&[&option[..], &MP_JOIN].concat());
+        match len {
+            12 => assert_eq!(followed, Join::Token(0)),
+            16 | 24 => assert_eq!(followed, Join::Malformed),
+            _ => assert_eq!(followed, TOKEN, "{len}"),
+        }
+    }
+    // Longer than the header, and of an impossible length.
+    assert_eq!(
+        join_of(&[30, 13, 0x10, 3, 1, 2, 3, 4, 0, 0, 0, 0]),
+        Join::None
+    );
+    assert_eq!(join_of(&[&[254, 1][..], &MP_JOIN].concat()), Join::None);
+}
+
+// RFC 7323 §3.2 and Appendix A.
+#[test]
+fn the_echoed_timestamp_is_found_in_its_usual_place_and_elsewhere() {
+    let tsecr = Some(0x0506_0708);
+    assert_eq!(echoed(&[&[1, 1][..], &TIMESTAMPS].concat()), tsecr);
+    assert_eq!(echoed(&TIMESTAMPS), tsecr);
+    assert_eq!(echoed(&[&[1; 30][..], &TIMESTAMPS].concat()), tsecr);
+    let dss = [30, 8, 0x20, 1, 0, 0, 0, 1];
+    assert_eq!(echoed(&[&dss[..], &[1, 1], &TIMESTAMPS].concat()), tsecr);
+    assert_eq!(echoed(&[&[0][..], &TIMESTAMPS].concat()), None);
+    assert_eq!(echoed(&[8, 9, 1, 2, 3, 4, 5, 6, 7]), None);
+    assert_eq!(echoed(&[]), None);
+}
+
+#[test]
+fn flags_say_what_a_segment_may_be() {
+    let read = |flags| {
+        let (segment, _) = with_options(flags, &[]);
+        (segment.is_syn(), segment.is_ack())
+    };
+    for (flags, expected) in [
+        (0x02, (true, false)),
+        (0xc2, (true, false)), // with ECN
+        (0x0a, (true, false)), // with PSH
+        (0x12, (false, false)),
+        (0x06, (false, false)),
+        (0x03, (false, false)),
+        (0x10, (false, true)),
+        (0x11, (false, true)),
+        (0x14, (false, false)),
+        (0x00, (false, false)),
+    ] {
+        assert_eq!(read(flags), expected, "{flags:#04x}");
+    }
 }
 
 #[test]
@@ -353,6 +522,7 @@ proptest! {
             destination_port: 80,
             flags: FLAGS,
             tcp_offset: frame.len() - 20,
+            options_len: 0,
         };
         prop_assert_eq!(found, Walk::Segment(expected));
     }
@@ -372,10 +542,12 @@ proptest! {
         }
         let probe = Probe(&frame, std::cell::Cell::new(0));
         let found = walk(&probe);
-        // The ports of a first fragment are 2 octets into the TCP header.
-        prop_assert!(probe.1.get() <= OFFSET_MAX + 2);
+        prop_assert!(probe.1.get() <= OFFSET_MAX);
         if let Walk::Segment(segment) = found {
             prop_assert!(segment.tcp_offset + 14 <= frame.len());
+            join(&probe, &segment);
+            echoed_timestamp(&probe, &segment);
+            prop_assert!(probe.1.get() < OFFSET_MAX + 20 + 40);
         }
     }
 }

@@ -5,7 +5,7 @@ use etherparse::{
     IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv4Options, Ipv6Extensions, Ipv6Header,
     Ipv6RawExtHeader, NetSlice, PacketBuilder, SlicedPacket, TransportSlice,
 };
-use mpx_ebpf::decode::{Walk, walk};
+use mpx_ebpf::decode::{Join, Walk, echoed_timestamp, join, walk};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// All that goes into a frame.
@@ -176,6 +176,17 @@ fn assert_walk_agrees(frame: &[u8], segment: &Segment<'_>) {
             let data_offset = 4 * usize::from(frame[found.tcp_offset + 12] >> 4);
             let payload_at = segment.payload.as_ptr() as usize - frame.as_ptr() as usize;
             assert_eq!(found.tcp_offset + data_offset, payload_at);
+            assert_eq!(found.options_len, data_offset - 20);
+            let options = &segment.tcp.options;
+            let echoed = options.timestamps.map(|t| t.tsecr);
+            assert_eq!(echoed_timestamp(frame, &found), echoed);
+            match (join(frame, &found), options.mptcp.join) {
+                (Join::Token(found), Some(MpJoin::Syn { token, .. })) => assert_eq!(found, token),
+                (Join::Malformed, Some(MpJoin::SynAck { .. } | MpJoin::Ack { .. })) => {}
+                // One of another length is as good as absent.
+                (Join::None | Join::Malformed, None) => {}
+                disagree => panic!("{disagree:?} in {segment:?}"),
+            }
         }
         // It follows extension headers less far.
         Walk::TooDeep { .. } => {}

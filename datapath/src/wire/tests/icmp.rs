@@ -202,7 +202,9 @@ proptest! {
         if let Ok(read) = PacketTooBig::parse(&frame) {
             let expected = Walk::PacketTooBig {
                 source: mpx_ebpf::address_octets(read.quoted.src.ip()),
+                destination: mpx_ebpf::address_octets(read.quoted.dst.ip()),
                 source_port: read.quoted.src.port(),
+                destination_port: read.quoted.dst.port(),
             };
             prop_assert_eq!(walk(&frame[..]), expected);
         }
