@@ -6,6 +6,7 @@ mod progress;
 mod report;
 mod server;
 mod socket;
+mod steering;
 #[cfg(test)]
 mod tests;
 
@@ -40,6 +41,24 @@ enum Command {
     Load(Box<LoadArgs>),
     /// Run the kernel's own MPTCP or TCP as the server to compare with
     EchoServer(ServerArgs),
+    /// Measure what the XDP program takes for a frame
+    Steering(SteeringArgs),
+}
+
+#[derive(Debug, Args)]
+struct SteeringArgs {
+    /// The object as it is
+    #[arg(long, value_name = "FILE")]
+    whole: PathBuf,
+    /// One that does not read joins
+    #[arg(long, value_name = "FILE")]
+    without_joins: PathBuf,
+    /// Runs of one measurement
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
+    /// Measurements of each frame
+    #[arg(long, default_value_t = 21)]
+    rounds: usize,
 }
 
 #[derive(Debug, Args)]
@@ -125,6 +144,10 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Load(args) => load(&args),
         Command::EchoServer(args) => echo_server(&args),
+        Command::Steering(args) => {
+            steering::run(&args.whole, &args.without_joins, args.repeat, args.rounds)
+                .map(|()| ExitCode::SUCCESS)
+        }
     };
     match result {
         Ok(status) => status,

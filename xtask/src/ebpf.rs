@@ -18,6 +18,29 @@ use std::{
 
 const TARGET: &str = "bpfel-unknown-none";
 const OBJECT: &str = "mpx-xdp";
+
+/// What is built from the same sources.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Variant {
+    Whole,
+    /// Does not read joins, to measure against.
+    WithoutJoins,
+}
+
+impl Variant {
+    /// Name of the object, features, and name of the file whose time says when it was built.
+    fn names(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Variant::Whole => (OBJECT, "bpf", ".built"),
+            Variant::WithoutJoins => (
+                "mpx-xdp-without-joins",
+                "without-joins",
+                ".built-without-joins",
+            ),
+        }
+    }
+}
+
 /// Compiler of the fallback.
 const SYSTEM_RUSTC: &str = "/usr/bin/rustc";
 /// Everything that the object depends on, from the root of the workspace.
@@ -32,12 +55,17 @@ const SOURCES: &[&str] = &[
 /// Builds the program for the workspace at `root` unless it is newer than its sources. Returns the
 /// path of the object, `ebpf/mpx-xdp` in the target directory, where the build script of `mpxd`
 /// looks for it. `progress` gets a line at a time.
-pub(crate) fn build(root: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, String> {
+pub(crate) fn build(
+    root: &Path,
+    variant: Variant,
+    progress: &dyn Fn(&str),
+) -> Result<PathBuf, String> {
+    let (name, features, stamp) = variant.names();
     let dir = target_dir(root)?.join("ebpf");
-    let object = dir.join(OBJECT);
+    let object = dir.join(name);
     // Apart from the object, whose own time must not change when its content does not: mpxd would
     // be built anew.
-    let stamp = dir.join(".built");
+    let stamp = dir.join(stamp);
     if object.is_file() && is_newer_than_sources(root, &stamp)? {
         progress("XDP program: up to date");
         return Ok(object);
@@ -45,7 +73,7 @@ pub(crate) fn build(root: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, Str
     let compiler = Compiler::find(root)?;
     require_linker()?;
     progress("XDP program: building");
-    compile(root, &dir, &compiler, progress)?;
+    compile(root, &dir, features, &compiler, progress)?;
 
     let built = dir.join(TARGET).join("release").join(OBJECT);
     let read = |path: &Path| fs::read(path).map_err(|e| at(path, &e));
@@ -117,6 +145,7 @@ fn require_linker() -> Result<(), String> {
 fn compile(
     root: &Path,
     dir: &Path,
+    features: &str,
     compiler: &Compiler,
     progress: &dyn Fn(&str),
 ) -> Result<(), String> {
@@ -124,7 +153,7 @@ fn compile(
     cargo
         .current_dir(root)
         .args(["build", "--package", "mpx-ebpf", "--bin", OBJECT])
-        .args(["--features", "bpf", "--release", "--locked"])
+        .args(["--features", features, "--release", "--locked"])
         .args(["--target", TARGET, "-Z", "build-std=core"])
         .arg("--target-dir")
         .arg(dir)

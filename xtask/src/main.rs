@@ -22,6 +22,7 @@ mod server;
 mod setup;
 mod sim;
 mod status;
+mod steering;
 mod test;
 mod topology;
 mod ui;
@@ -92,6 +93,12 @@ enum Command {
         link: String,
         #[arg(long, default_value_t = 5)]
         seconds: u64,
+    },
+    /// Measures what the XDP program takes for a frame, with and without its reading of joins
+    SteeringCost {
+        /// Measurements of each frame, of which the least and the median are given
+        #[arg(long, default_value_t = 21)]
+        rounds: usize,
     },
     /// Plays seeds of the deterministic simulator, or replays one with a listing of all its frames
     #[command(group(clap::ArgGroup::new("task").required(true)))]
@@ -223,6 +230,7 @@ fn run(command: Command) -> Result<(), String> {
         }),
         Command::Figures { runs, seconds } => figures::run(runs, seconds),
         Command::Goodput(options) => goodput::run(&options),
+        Command::SteeringCost { rounds } => steering::run(rounds),
         Command::LinkSpeed { link, seconds } => link::measure(&link, seconds),
         Command::Sim {
             seed: Some(seed),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::ebpf;
+use crate::ebpf::{self, Variant};
 use crate::process::Cmd;
 use crate::ui;
 
@@ -20,7 +20,15 @@ pub(crate) fn root() -> &'static Path {
 /// Builds the XDP program, which `mpxd` takes in when it is built.
 pub(crate) fn build_ebpf() -> Result<(), String> {
     ui::step("Building the XDP program", |progress| {
-        ebpf::build(root(), progress).map(drop)
+        ebpf::build(root(), Variant::Whole, progress).map(drop)
+    })
+}
+
+/// Builds the XDP program with and without its reading of joins.
+pub(crate) fn build_ebpf_variants() -> Result<[PathBuf; 2], String> {
+    ui::step("Building the XDP program twice", |progress| {
+        let build = |variant| ebpf::build(root(), variant, progress);
+        Ok([build(Variant::Whole)?, build(Variant::WithoutJoins)?])
     })
 }
 
