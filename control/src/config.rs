@@ -2,9 +2,11 @@
 //! range, or into one line that says file, line, key, what is wrong and what to do.
 
 mod joins;
+mod mptcp;
 
 use ipnet::IpNet;
-use mpx_datapath::engine::{AddressPolicy, Announce, JoinPolicy, JoinRule, Patience};
+use mptcp::RawMptcp;
+use mpx_datapath::engine::{AddressPolicy, Announce, JoinPolicy, JoinRule, Patience, Versions};
 use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_ebpf::{INTERFACES_MAX, OWNER_BITS_DEFAULT};
 use serde::Deserialize;
@@ -49,6 +51,8 @@ pub(crate) struct Service {
     pub(crate) name: String,
     pub(crate) listen: Vec<Listen>,
     pub(crate) app: AppConfig,
+    /// Of Multipath TCP.
+    pub(crate) versions: Versions,
     /// Ask for DSS checksums (RFC 8684 §3.1, flag A).
     pub(crate) checksum: bool,
     pub(crate) joins: JoinPolicy,
@@ -252,6 +256,7 @@ struct RawService {
     name: Spanned<String>,
     listen: Spanned<Vec<Spanned<String>>>,
     app: Spanned<RawApp>,
+    mptcp: Option<RawMptcp>,
     checksum: Option<bool>,
     joins: Option<Spanned<toml::Value>>,
     max_subflows: Option<Spanned<u64>>,
@@ -367,6 +372,8 @@ const EXAMPLES: &[(&str, &str)] = &[
     ),
     ("backends", "backends = [\"127.0.0.1:8080\"]"),
     ("connect_timeout_ms", "connect_timeout_ms = 3000"),
+    ("mptcp", "mptcp = { versions = [1, 0] }"),
+    ("versions", "versions = [1, 0]"),
     ("checksum", "checksum = true"),
     (
         "joins",
@@ -574,6 +581,7 @@ impl Source<'_> {
             name: raw.name.get_ref().clone(),
             listen,
             app: self.app(raw)?,
+            versions: self.versions(raw.mptcp.as_ref())?,
             checksum: raw.checksum.unwrap_or(true),
             joins: self.joins(raw.joins.as_ref())?,
             addresses: self.addresses(raw)?,

@@ -101,6 +101,9 @@ fn connection_details(conn: &Value) -> String {
     let mut details = Details::default();
     details.value("subflows", subflows(conn).count());
     details.flag("pending", conn["mode"] == "pending");
+    if let Some(version) = conn["version"].as_u64() {
+        details.value("version", version);
+    }
     details.flag("csum", conn["checksum"] == true);
     for key in [
         "token",
@@ -335,6 +338,7 @@ mod tests {
             local: "10.9.1.2:80".parse().unwrap(),
             state: "ESTAB",
             mode,
+            version: multipath.then_some(1),
             fallback: None,
             token: if multipath { 0x13ba_c87f } else { 0 },
             remote_token: if multipath { 0xc71f_9ce4 } else { 0 },
@@ -384,7 +388,7 @@ mod tests {
         );
         assert_eq!(
             lines[2],
-            "\t subflows:2 csum token:13bac87f remote_token:c71f9ce4 write_seq:f72f1ce96c273de2 \
+            "\t subflows:2 version:1 csum token:13bac87f remote_token:c71f9ce4 write_seq:f72f1ce96c273de2 \
              snd_una:f72f1ce96c273de1 snd_nxt:f72f1ce96c273de2 rcv_nxt:3dafcb1b943dec5c \
              bytes_sent:10000000 bytes_received:8000 retransmits:8 age:10 rcv_space:131072 \
              snd_space:65536 mem:14321"

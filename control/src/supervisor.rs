@@ -251,6 +251,7 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
         .map(|(service, addresses)| ServiceConfig {
             name: service.name.clone(),
             listen: addresses.clone(),
+            versions: service.versions,
             checksum: service.checksum,
             joins: service.joins.clone(),
             addresses: service.addresses.clone(),

@@ -5,6 +5,7 @@ use crate::rand::Entropy;
 use crate::seq::TcpSeq;
 use crate::time::Instant;
 use hmac::{Hmac, Mac};
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use siphasher::sip::SipHasher24;
 use std::fmt;
@@ -39,20 +40,38 @@ impl fmt::Debug for Key {
 // RFC 8684 §3.1: the most significant 32 bits and the least significant 64 bits of the SHA-256 of
 // the key in network byte order.
 pub fn token_and_idsn(key: u64) -> (u32, u64) {
-    let digest: [u8; 32] = Sha256::digest(key.to_be_bytes()).into();
-    let [t0, t1, t2, t3, ..] = digest;
-    (u32::from_be_bytes([t0, t1, t2, t3]), rightmost_64(&digest))
+    ends(&Sha256::digest(key.to_be_bytes()))
 }
 
-/// The HMAC that the side called local sends. Of it, [`leftmost_64`] goes into the SYN/ACK and
-/// [`leftmost_160`] into the third packet. What the peer must have sent is found by swapping local
-/// and remote.
+/// The same in version 0.
+// RFC 6824 §3.1: the same ends of the SHA-1.
+pub fn token_and_idsn_v0(key: u64) -> (u32, u64) {
+    ends(&Sha1::digest(key.to_be_bytes()))
+}
+
+/// The HMAC that the side called local sends, as far as it goes into the third packet; of that,
+/// [`leftmost_64`] goes into the SYN/ACK. What the peer must have sent is found by swapping local and
+/// remote.
 // RFC 8684 §3.2: the sender's own key and own nonce come first.
-pub fn join_hmac(local_key: u64, remote_key: u64, local_nonce: u32, remote_nonce: u32) -> [u8; 32] {
+pub fn join_hmac(local_key: u64, remote_key: u64, local_nonce: u32, remote_nonce: u32) -> [u8; 20] {
     let mut mac = keyed(local_key, remote_key);
     mac.update(&local_nonce.to_be_bytes());
     mac.update(&remote_nonce.to_be_bytes());
-    mac.finalize().into_bytes().into()
+    leftmost_160(&mac.finalize().into_bytes())
+}
+
+/// The same in version 0.
+// RFC 6824 §3.2: HMAC-SHA1, of which the third packet carries all.
+pub fn join_hmac_v0(
+    local_key: u64,
+    remote_key: u64,
+    local_nonce: u32,
+    remote_nonce: u32,
+) -> [u8; 20] {
+    let mut mac = Hmac::<Sha1>::new(&key_block(local_key, remote_key).into());
+    mac.update(&local_nonce.to_be_bytes());
+    mac.update(&remote_nonce.to_be_bytes());
+    leftmost_160(&mac.finalize().into_bytes())
 }
 
 /// What an ADD_ADDR sent by the side called local carries; swap the keys for one received.
@@ -72,25 +91,18 @@ pub fn add_addr_hmac(
         IpAddr::V6(address) => mac.update(&address.octets()),
     }
     mac.update(&port.unwrap_or(0).to_be_bytes());
-    rightmost_64(&mac.finalize().into_bytes().into())
+    rightmost_64(&mac.finalize().into_bytes())
 }
 
 /// The part of an HMAC that an MP_JOIN SYN/ACK carries.
-pub fn leftmost_64(hmac: &[u8; 32]) -> u64 {
+pub fn leftmost_64(hmac: &[u8; 20]) -> u64 {
     let [h0, h1, h2, h3, h4, h5, h6, h7, ..] = *hmac;
     u64::from_be_bytes([h0, h1, h2, h3, h4, h5, h6, h7])
 }
 
-/// The part of an HMAC that the third packet of an MP_JOIN carries.
-pub fn leftmost_160(hmac: &[u8; 32]) -> [u8; 20] {
-    let mut left = [0; 20];
-    left.copy_from_slice(&hmac[..20]);
-    left
-}
-
 /// Whether the third packet of an MP_JOIN carries the HMAC expected, in constant time.
-pub fn join_ack_valid(expected: &[u8; 32], received: &[u8; 20]) -> bool {
-    expected[..20].ct_eq(received).into()
+pub fn join_ack_valid(expected: &[u8; 20], received: &[u8; 20]) -> bool {
+    expected.ct_eq(received).into()
 }
 
 /// Whether a truncated HMAC of a SYN/ACK or an ADD_ADDR is the one expected, in constant time.
@@ -140,16 +152,35 @@ impl fmt::Debug for Secrets {
 
 // RFC 8684 §3.2: HMAC-SHA256 under both keys, the sender's first.
 fn keyed(local_key: u64, remote_key: u64) -> Hmac<Sha256> {
-    // A key shorter than SHA-256's block of 64 octets is padded with zeros (RFC 2104 §2).
+    Hmac::<Sha256>::new(&key_block(local_key, remote_key).into())
+}
+
+// RFC 2104 §2: a key shorter than the block of its hash, which is 64 octets for SHA-1 and SHA-256, is
+// padded with zeros.
+fn key_block(local_key: u64, remote_key: u64) -> [u8; 64] {
     let mut block = [0; 64];
     block[..8].copy_from_slice(&local_key.to_be_bytes());
     block[8..16].copy_from_slice(&remote_key.to_be_bytes());
-    Hmac::<Sha256>::new(&block.into())
+    block
 }
 
-fn rightmost_64(digest: &[u8; 32]) -> u64 {
-    let [.., h0, h1, h2, h3, h4, h5, h6, h7] = *digest;
-    u64::from_be_bytes([h0, h1, h2, h3, h4, h5, h6, h7])
+/// The leftmost 32 bits and the rightmost 64.
+fn ends(digest: &[u8]) -> (u32, u64) {
+    let mut left = [0; 4];
+    left.copy_from_slice(&digest[..4]);
+    (u32::from_be_bytes(left), rightmost_64(digest))
+}
+
+fn rightmost_64(digest: &[u8]) -> u64 {
+    let mut right = [0; 8];
+    right.copy_from_slice(&digest[digest.len() - 8..]);
+    u64::from_be_bytes(right)
+}
+
+fn leftmost_160(digest: &[u8]) -> [u8; 20] {
+    let mut left = [0; 20];
+    left.copy_from_slice(&digest[..20]);
+    left
 }
 
 fn prf(key: &[u8; 16], src: SocketAddr, dst: SocketAddr) -> u32 {

@@ -1,4 +1,4 @@
-//! Known answers, made with Python's `hashlib` and `hmac`.
+//! Known answers, made with Python's `hashlib` and `hmac`, and with `sha1sum` and `openssl dgst`.
 
 use super::*;
 use crate::rand::ChaChaEntropy;
@@ -16,33 +16,47 @@ fn token_and_idsn_are_cut_from_the_right_ends_of_the_digest() {
     assert_eq!(token_and_idsn(KEY_B), (0x18f9_781b, 0x2808_18bf_0fa7_e28e));
 }
 
-// RFC 8684 §3.2: HMAC-A = HMAC(Key-A + Key-B, R-A + R-B), and HMAC-B the other way round.
+// RFC 6824 §3.1. What `sha1sum` says of the octets of the key, for one.
+#[test]
+fn token_and_idsn_of_version_0_are_cut_from_the_sha_1() {
+    assert_eq!(
+        token_and_idsn_v0(KEY_A),
+        (0xdd57_83bc, 0x3a95_ed6e_4ebb_4ad5)
+    );
+    assert_eq!(token_and_idsn_v0(0), (0x05fe_4057, 0xac55_8654_f107_c7e9));
+    assert_eq!(
+        token_and_idsn_v0(KEY_B),
+        (0xa5be_6871, 0x334f_c234_bee4_95ca)
+    );
+}
+
+// RFC 8684 §3.2: HMAC-A = HMAC(Key-A + Key-B, R-A + R-B), and HMAC-B the other way round; the left
+// 160 bits of them.
 #[test]
 fn join_hmacs_of_both_sides() {
     let a = join_hmac(KEY_A, KEY_B, NONCE_A, NONCE_B);
     let b = join_hmac(KEY_B, KEY_A, NONCE_B, NONCE_A);
-    assert_eq!(
-        hex(&a),
-        "d9176d34c58aef526aa49d8d6d869a819519968e18cda848f7ed806af0020041"
-    );
-    assert_eq!(
-        hex(&b),
-        "6129c669ea48a58108795bb4f59689ba974a4e0a62fb77c15d55282ea13714c6"
-    );
+    assert_eq!(hex(&a), "d9176d34c58aef526aa49d8d6d869a819519968e");
+    assert_eq!(hex(&b), "6129c669ea48a58108795bb4f59689ba974a4e0a");
     assert_eq!(leftmost_64(&b), 0x6129_c669_ea48_a581);
-    assert_eq!(
-        hex(&leftmost_160(&a)),
-        "d9176d34c58aef526aa49d8d6d869a819519968e"
-    );
+}
+
+// RFC 6824 §3.2: the same of HMAC-SHA1.
+#[test]
+fn join_hmacs_of_version_0() {
+    let a = join_hmac_v0(KEY_A, KEY_B, NONCE_A, NONCE_B);
+    let b = join_hmac_v0(KEY_B, KEY_A, NONCE_B, NONCE_A);
+    assert_eq!(hex(&a), "692da15a00c47e06eca5032c0f9990603fb22880");
+    assert_eq!(hex(&b), "9ee827ad53733eac7e634e4129b29e95716cc227");
+    assert_eq!(leftmost_64(&b), 0x9ee8_27ad_5373_3eac);
 }
 
 #[test]
 fn an_hmac_with_any_bit_wrong_is_refused() {
     let expected = join_hmac(KEY_A, KEY_B, NONCE_A, NONCE_B);
-    let received = leftmost_160(&expected);
-    assert!(join_ack_valid(&expected, &received));
+    assert!(join_ack_valid(&expected, &expected));
     for bit in 0..160 {
-        let mut wrong = received;
+        let mut wrong = expected;
         wrong[bit / 8] ^= 1 << (bit % 8);
         assert!(!join_ack_valid(&expected, &wrong), "bit {bit}");
     }

@@ -128,6 +128,8 @@ counters! {
     user_timeouts => "UserTimeouts",
 
     mp_capable_syn_rx => "MPCapableSYNRX",
+    /// Those of version 0 among them.
+    mp_capable_syn_rx_v0 => "MPCapableSYNRXVersion0",
     mp_capable_syn_ack_tx => "MPCapableSYNACKTX",
     mp_capable_ack_rx => "MPCapableACKRX",
     mp_capable_fallback_ack => "MPCapableFallbackACK",

@@ -282,7 +282,7 @@ mod tests {
     use crate::app::App;
     use crate::app::builtin::Echo;
     use crate::engine::{
-        AddressPolicy, EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig,
+        AddressPolicy, EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig, Versions,
     };
     use crate::port::memory::{MemoryConfig, MemoryPort};
     use crate::rand::ChaChaEntropy;
@@ -368,6 +368,7 @@ mod tests {
         let service = ServiceConfig {
             name: "echo".into(),
             listen: vec!["10.0.0.2:7".parse().expect("an address")],
+            versions: Versions::default(),
             checksum: true,
             joins: JoinPolicy::AnyPort,
             addresses: AddressPolicy::default(),

@@ -8,7 +8,7 @@ use super::*;
 use model::client::{Client, ClientConfig};
 use mpx_datapath::engine::{
     AddressPolicy, Buffers, Engine, EngineConfig, InterfaceConfig, JoinPolicy, Patience,
-    ServiceConfig,
+    ServiceConfig, Versions,
 };
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
@@ -45,6 +45,7 @@ impl Rig {
         let service = ServiceConfig {
             name: "web".into(),
             listen: vec![server],
+            versions: Versions::default(),
             checksum: true,
             joins: JoinPolicy::AnyPort,
             addresses: AddressPolicy::default(),

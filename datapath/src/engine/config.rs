@@ -1,6 +1,7 @@
 //! What an engine is told at start.
 
 use super::policy::AddressPolicy;
+use crate::mptcp::Versions;
 use crate::mptcp::connection::Buffers;
 use crate::tcp::congestion::Algorithm;
 use crate::time::Duration;
@@ -93,6 +94,8 @@ pub struct InterfaceConfig {
 pub struct ServiceConfig {
     pub name: String,
     pub listen: Vec<SocketAddr>,
+    /// Of Multipath TCP; the SYN of a client asks for one of them.
+    pub versions: Versions,
     /// Ask for DSS checksums (RFC 8684 §3.1: A SHOULD be 1). They are used if either side asks.
     pub checksum: bool,
     pub joins: JoinPolicy,

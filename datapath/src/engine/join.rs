@@ -4,13 +4,16 @@ use super::Engine;
 use super::flow::{FlowEntry, FlowKey};
 use super::listen::Offer;
 use crate::mptcp::close::{RST_MPTCP_SPECIFIC, RST_NO_RESOURCES, RST_PROHIBITED};
-use crate::mptcp::{Handshake, Mode, Subflow};
+use crate::mptcp::{Handshake, Mode, Subflow, Version};
 use crate::port::IfaceId;
 use crate::seq::TcpSeq;
 use crate::time::Instant;
 use crate::wire::frame::Segment;
 use crate::wire::mptcp::{MpJoin, MpTcprst};
 use std::net::SocketAddr;
+
+/// Of a connection that is not there: version 0 ignores a reason that it does not know.
+const UNKNOWN: Version = Version::V1;
 
 impl Engine {
     /// RFC 8684 §3.2: the token names the connection; addresses and ports are free.
@@ -31,16 +34,17 @@ impl Engine {
         } = join
         else {
             self.metrics.mp_join_rejected += 1;
-            self.refuse_join(now, iface, segment, RST_MPTCP_SPECIFIC, false);
+            self.refuse_join(now, iface, segment, UNKNOWN, RST_MPTCP_SPECIFIC);
             return;
         };
         self.metrics.mp_join_syn_rx += 1;
         let Some(index) = self.tokens.get(&token).map(|&index| index as usize) else {
             self.metrics.mp_join_no_token += 1;
-            self.refuse_join(now, iface, segment, RST_MPTCP_SPECIFIC, false);
+            self.refuse_join(now, iface, segment, UNKNOWN, RST_MPTCP_SPECIFIC);
             return;
         };
         let connection = &self.connections[index];
+        let version = connection.version;
         let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
         let other_port = local.port() != connection.local_addr.port();
         self.metrics.mp_join_port_syn_rx += u64::from(other_port);
@@ -53,32 +57,33 @@ impl Engine {
         let barred = connection.settings.deny_join_initial && local == connection.local_addr;
         if !known || barred || !rule.accept {
             self.metrics.mp_join_rejected += 1;
-            self.refuse_join(now, iface, segment, RST_PROHIBITED, false);
+            self.refuse_join(now, iface, segment, version, RST_PROHIBITED);
             return;
         }
-        if connection.mode == Mode::Pending {
-            // It overtook the third ACK of its own connection: its retransmission will be in time.
+        if connection.mode == Mode::Pending || connection.awaits_dss() {
+            // It overtook the third ACK of its own connection, or the first DSS: its retransmission will
+            // be in time.
             self.metrics.mp_join_rejected += 1;
             return;
         }
         if connection.mode == Mode::Tcp || connection.end.is_some() {
             // RFC 8684 §3.7: no more subflows after a fallback, nor while it ends.
             self.metrics.mp_join_rejected += 1;
-            self.refuse_join(now, iface, segment, RST_MPTCP_SPECIFIC, false);
+            self.refuse_join(now, iface, segment, version, RST_MPTCP_SPECIFIC);
             return;
         }
         let room = self.memory.admits(size_of::<Subflow>());
         self.metrics.memory_refused += u64::from(!room);
         if !room || !connection.has_room_for_subflow() {
             self.metrics.mp_join_rejected += 1;
-            self.refuse_join(now, iface, segment, RST_NO_RESOURCES, true);
+            self.refuse_join(now, iface, segment, version, RST_NO_RESOURCES);
             return;
         }
         let connection = &mut self.connections[index];
         let initial = connection.local_addr.ip();
         let Some(local_id) = connection.addresses.local_id(local, initial) else {
             self.metrics.mp_join_rejected += 1;
-            self.refuse_join(now, iface, segment, RST_NO_RESOURCES, true);
+            self.refuse_join(now, iface, segment, version, RST_NO_RESOURCES);
             return;
         };
         let service = connection.service;
@@ -92,6 +97,9 @@ impl Engine {
         let connection = &mut self.connections[index];
         connection.set_allowance(self.memory.allowance());
         connection.joined = true;
+        if !connection.version.echoes_add_addr() {
+            connection.addresses.on_joined(local);
+        }
         subflow.local_id = local_id;
         subflow.remote_id = address_id;
         subflow.backup = backup;
@@ -112,10 +120,15 @@ impl Engine {
         now: Instant,
         iface: IfaceId,
         segment: &Segment<'_>,
+        version: Version,
         reason: u8,
-        transient: bool,
     ) {
-        let reason = MpTcprst { transient, reason };
-        self.reply_reset_with(now, iface, segment, Some(reason));
+        let reason = MpTcprst {
+            // RFC 8684 §3.6: what is missing now may be there later.
+            transient: reason == RST_NO_RESOURCES,
+            reason,
+        };
+        let reason = version.gives_reasons().then_some(reason);
+        self.reply_reset_with(now, iface, segment, reason);
     }
 }

@@ -1,6 +1,8 @@
 //! Keys of connections, whose tokens name this worker as their owner.
 
-use super::Engine;
+use super::{Engine, EngineConfig};
+use crate::crypto;
+use crate::mptcp::Version;
 use crate::rand::Entropy;
 use mpx_ebpf::owner_of;
 
@@ -82,18 +84,33 @@ impl KeyPool {
     }
 }
 
+/// A pool of keys of this version: empty where no service speaks it.
+pub(super) fn keys_ahead(config: &EngineConfig, version: Version) -> KeyPool {
+    let spoken = config.services.iter().any(|s| s.versions.speaks(version));
+    let limit = if spoken { config.keys_ahead_max } else { 0 };
+    let hash = match version {
+        Version::V0 => crypto::token_and_idsn_v0,
+        Version::V1 => crypto::token_and_idsn,
+    };
+    KeyPool::new(config.owner, config.owners, limit, hash)
+}
+
 impl Engine {
     /// Draws keys ahead, for a worker with nothing else to do. Returns whether there was anything to
     /// draw.
     pub fn refill_keys(&mut self, draws_max: u32) -> bool {
-        self.keys.refill(&mut *self.entropy, draws_max)
+        let entropy = &mut *self.entropy;
+        self.keys.refill(entropy, draws_max) | self.keys_v0.refill(entropy, draws_max)
     }
 
-    pub(super) fn draw_key(&mut self) -> Option<LocalKey> {
+    /// A key of this version. Whatever its version, a token names one connection.
+    pub(super) fn draw_key(&mut self, version: Version) -> Option<LocalKey> {
+        let pool = match version {
+            Version::V0 => &mut self.keys_v0,
+            Version::V1 => &mut self.keys,
+        };
         let tokens = &self.tokens;
-        let key = self
-            .keys
-            .take(&mut *self.entropy, |token| !tokens.contains_key(&token));
+        let key = pool.take(&mut *self.entropy, |token| !tokens.contains_key(&token));
         self.metrics.mp_fallback_token_init += u64::from(key.is_none());
         key
     }

@@ -18,6 +18,7 @@ mod policy;
 mod report;
 mod time_wait;
 
+pub use crate::mptcp::Versions;
 pub use crate::mptcp::connection::Buffers;
 pub use crate::mptcp::fallback::Fallback;
 pub use config::{EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig};
@@ -29,11 +30,11 @@ pub use report::{
 };
 
 use crate::app::{App, CloseCause};
-use crate::crypto::{Secrets, token_and_idsn};
+use crate::crypto::Secrets;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::mptcp::connection::End;
-use crate::mptcp::{Connection, Mode};
+use crate::mptcp::{Connection, Mode, Version};
 use crate::port::IfaceId;
 use crate::rand::Entropy;
 use crate::seq::TcpSeq;
@@ -44,6 +45,7 @@ use crate::wire::frame::{self, Link, Segment};
 use crate::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
 use fallbacks::Fallbacks;
 use flow::{FlowEntry, FlowKey, FlowTable};
+use keys::keys_ahead;
 use limit::RateLimit;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
@@ -86,6 +88,8 @@ pub struct Engine {
     flows: FlowTable,
     tokens: HashMap<u32, u32, rustc_hash::FxBuildHasher>,
     keys: KeyPool,
+    /// Of version 0, where a service speaks that.
+    keys_v0: KeyPool,
     time_wait: TimeWaitTable,
     wheel: TimerWheel<ConnId>,
     expired: Vec<ConnId>,
@@ -125,12 +129,8 @@ impl Engine {
             half_open: 0,
             flows: FlowTable::new(&mut *entropy),
             tokens: HashMap::default(),
-            keys: KeyPool::new(
-                config.owner,
-                config.owners,
-                config.keys_ahead_max,
-                token_and_idsn,
-            ),
+            keys: keys_ahead(&config, Version::V1),
+            keys_v0: keys_ahead(&config, Version::V0),
             time_wait: TimeWaitTable::new(config.time_wait, config.time_wait_max),
             wheel: TimerWheel::new(now),
             expired: Vec::new(),

@@ -6,12 +6,12 @@ use super::listen::Offer;
 use super::{ConnId, Engine};
 use crate::memory::{RECEIVE_RESERVE_BYTES, SEND_RESERVE_BYTES};
 use crate::mptcp::connection::{Connection, Settings};
-use crate::mptcp::{Handshake, Mode, Subflow};
+use crate::mptcp::{Handshake, Mode, Subflow, Version};
 use crate::port::IfaceId;
 use crate::seq::{DataSeq, TcpSeq};
 use crate::time::Instant;
 use crate::wire::frame::Segment;
-use crate::wire::mptcp::{CapableContent, MpCapable};
+use crate::wire::mptcp::MpCapable;
 use std::net::SocketAddr;
 
 /// What a connection is charged for from the beginning.
@@ -29,8 +29,16 @@ pub(super) struct Opening {
 /// Multipath TCP is agreed to, with this key of ours.
 pub(super) struct Capable {
     pub(super) key: LocalKey,
-    /// The client's flags.
+    pub(super) asked: CapableAsked,
+}
+
+/// What the client's MP_CAPABLE asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct CapableAsked {
+    pub(super) version: Version,
     pub(super) flags: u8,
+    /// Its key, where the SYN of this version has it.
+    pub(super) key: Option<u64>,
 }
 
 impl Engine {
@@ -62,9 +70,9 @@ impl Engine {
             self.metrics.memory_refused += 1;
             return;
         }
-        let capable = self.offered_capable(segment).and_then(|flags| {
-            let key = self.draw_key()?;
-            Some(Capable { key, flags })
+        let capable = self.offered_capable(service, segment).and_then(|asked| {
+            let key = self.draw_key(asked.version)?;
+            Some(Capable { key, asked })
         });
         let opening = Opening {
             service,
@@ -82,16 +90,25 @@ impl Engine {
         services.position(|s| s.config.listen.contains(&local))
     }
 
-    /// Whether a SYN asks for Multipath TCP that is spoken here, and with which flags.
-    pub(super) fn offered_capable(&mut self, syn: &Segment<'_>) -> Option<u8> {
+    /// What a SYN asks for, if it is Multipath TCP that this service speaks.
+    pub(super) fn offered_capable(
+        &mut self,
+        service: usize,
+        syn: &Segment<'_>,
+    ) -> Option<CapableAsked> {
         let capable = syn.tcp.options.mptcp.capable?;
-        if capable.content == CapableContent::Syn && capable.is_understood() {
-            self.metrics.mp_capable_syn_rx += 1;
-            Some(capable.flags)
-        } else {
+        let versions = self.services[service].config.versions;
+        let Some(version) = versions.agreed(&capable) else {
             self.metrics.mp_capable_refused += 1;
-            None
-        }
+            return None;
+        };
+        self.metrics.mp_capable_syn_rx += 1;
+        self.metrics.mp_capable_syn_rx_v0 += u64::from(version == Version::V0);
+        Some(CapableAsked {
+            version,
+            flags: capable.flags,
+            key: capable.sender_key(),
+        })
     }
 
     /// Enters a connection in SYN-RECEIVED, with the client that sent `segment`; returns its index.
@@ -133,14 +150,16 @@ impl Engine {
         };
         let mut connection = Box::new(Connection::new(id, service, settings, local, remote, now));
         let mut handshake = Handshake::Tcp;
-        if let Some(Capable { key, flags }) = capable {
+        if let Some(Capable { key, asked }) = capable {
             handshake = Handshake::Capable;
             connection.mode = Mode::Pending;
+            connection.version = asked.version;
+            connection.remote_key = asked.key.unwrap_or_default();
             connection.local_key = key.key;
             connection.token = key.token;
             connection.local_idsn = DataSeq(key.idsn);
             // RFC 8684 §3.1: checksums are used if either side asks for them.
-            connection.checksum = config.checksum || flags & MpCapable::FLAG_CHECKSUM != 0;
+            connection.checksum = config.checksum || asked.flags & MpCapable::FLAG_CHECKSUM != 0;
             for address in policy.announced_to(remote.ip(), local) {
                 connection.announce_address(address);
             }

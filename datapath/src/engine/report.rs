@@ -1,7 +1,6 @@
 //! The state of an engine for people and tests: `mpxd status`, and `mpxd conns` page by page.
 
 use super::Engine;
-use crate::crypto;
 use crate::mptcp::fallback::Fallback;
 use crate::mptcp::subflow::{Handshake, Subflow};
 use crate::mptcp::{Connection, Mode};
@@ -66,6 +65,8 @@ pub struct ConnectionReport {
     pub state: &'static str,
     /// `tcp`, `pending` or `mptcp`.
     pub mode: &'static str,
+    /// Of Multipath TCP, unless `mode` is `tcp`.
+    pub version: Option<u8>,
     /// Why it is `tcp`, if it began otherwise.
     pub fallback: Option<&'static str>,
     /// 0 for TCP. Here and below, what `ss` prints in hexadecimal is so in JSON, too.
@@ -212,10 +213,11 @@ impl Engine {
                 Mode::Pending => "pending",
                 Mode::Mptcp => "mptcp",
             },
+            version: (c.mode != Mode::Tcp).then(|| c.version.number()),
             fallback: c.fallback.map(Fallback::name),
             token: c.token,
             remote_token: if c.mode == Mode::Mptcp {
-                crypto::token_and_idsn(c.remote_key).0
+                c.version.token_and_idsn(c.remote_key).0
             } else {
                 0
             },

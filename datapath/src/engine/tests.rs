@@ -91,6 +91,7 @@ fn discarding(now: Instant, buffers: Buffers) -> Engine {
     let service = ServiceConfig {
         name: "discard".into(),
         listen: vec![SERVER.parse().expect("an address")],
+        versions: Versions::default(),
         checksum: false,
         joins: JoinPolicy::AnyPort,
         addresses: AddressPolicy::default(),

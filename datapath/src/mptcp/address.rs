@@ -2,7 +2,7 @@
 //! until it is echoed, what the peer announced, and which IDs ours have.
 
 use crate::time::{Duration, Instant};
-use crate::wire::mptcp::{AddAddr, RemoveAddr};
+use crate::wire::mptcp::{AddAddr, AddAddrForm, RemoveAddr};
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,7 +11,7 @@ pub const INITIAL_ID: u8 = 0;
 /// Until an ADD_ADDR that is not echoed is repeated, if the round trip does not want more; doubled
 /// each time.
 pub const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
-/// Transmissions of one ADD_ADDR.
+/// Transmissions of one ADD_ADDR of version 1.
 pub const ANNOUNCEMENTS_MAX: u32 = 5;
 /// Addresses of the peer that are kept.
 pub const REMOTE_MAX: usize = 8;
@@ -155,7 +155,7 @@ impl Addresses {
     /// An ADD_ADDR is to be sent back (RFC 8684 §3.4.1, E = 1). `false`: there is no room.
     pub fn owe_echo(&mut self, add_addr: AddAddr) -> bool {
         let echo = AddAddr {
-            hmac: None,
+            form: AddAddrForm::Echo,
             ..add_addr
         };
         if self.echoes.contains(&echo) {
@@ -216,14 +216,24 @@ impl Addresses {
         self.announced.iter().filter_map(|a| a.repeat_at).min()
     }
 
-    /// Has everything repeated that was not echoed in time. Returns how many announcements were given
-    /// up.
-    pub fn on_timeout(&mut self, now: Instant) -> u64 {
+    /// A join came by an announcement: it has arrived, whether or not an echo of it does.
+    pub fn on_joined(&mut self, local: SocketAddr) {
+        for announced in &mut self.announced {
+            if announced.address.local == local {
+                announced.due = false;
+                announced.repeat_at = None;
+            }
+        }
+    }
+
+    /// Has everything repeated that was not echoed in time, unless it left `announcements_max` times.
+    /// Returns how many announcements were given up.
+    pub fn on_timeout(&mut self, now: Instant, announcements_max: u32) -> u64 {
         let mut given_up = 0;
         for announced in &mut self.announced {
             if announced.repeat_at.is_some_and(|at| at <= now) {
                 announced.repeat_at = None;
-                announced.due = announced.transmissions < ANNOUNCEMENTS_MAX;
+                announced.due = announced.transmissions < announcements_max;
                 given_up += u64::from(!announced.due);
             }
         }
@@ -250,7 +260,7 @@ mod tests {
             address_id,
             address: address.parse().expect("an address"),
             port: None,
-            hmac: Some(7),
+            form: AddAddrForm::Signed(7),
         }
     }
 
@@ -291,11 +301,11 @@ mod tests {
             assert!(!addresses.has_signal());
             addresses.on_echo(&add(1, "203.0.113.2"));
             assert_eq!(addresses.next_deadline(), Some(now + wait));
-            addresses.on_timeout(now + (wait - Duration::from_nanos(1)));
+            addresses.on_timeout(now + (wait - Duration::from_nanos(1)), ANNOUNCEMENTS_MAX);
             assert!(!addresses.has_signal(), "just before its time");
             now = now + wait;
             wait *= 2;
-            assert!(addresses.on_timeout(now) <= 1);
+            assert!(addresses.on_timeout(now, ANNOUNCEMENTS_MAX) <= 1);
         }
         assert!(!addresses.has_signal(), "given up");
         assert_eq!(addresses.next_deadline(), None);

@@ -6,6 +6,7 @@ use super::data::{DataReceiver, DataSender};
 use super::fallback::Fallback;
 use super::signal::SignalRow;
 use super::subflow::Subflow;
+use super::version::Version;
 use crate::engine::{ConnId, Patience};
 use crate::memory::{Allowance, RECEIVE_RESERVE_BYTES, SEND_RESERVE_BYTES};
 use crate::port::IfaceId;
@@ -118,6 +119,8 @@ pub struct Connection {
     pub service: usize,
     pub settings: Settings,
     pub mode: Mode,
+    /// Of what is spoken unless it is plain TCP.
+    pub version: Version,
     pub local_key: u64,
     pub remote_key: u64,
     pub token: u32,
@@ -189,6 +192,7 @@ impl Connection {
             service,
             settings,
             mode: Mode::Tcp,
+            version: Version::V1,
             local_key: 0,
             remote_key: 0,
             token: 0,
@@ -393,7 +397,12 @@ impl Connection {
                 self.on_removal_timeout(index, now, metrics);
             }
         }
-        metrics.add_addr_unechoed += self.addresses.on_timeout(now);
+        let given_up = self
+            .addresses
+            .on_timeout(now, self.version.announcements_max());
+        if self.version.echoes_add_addr() {
+            metrics.add_addr_unechoed += given_up;
+        }
         if due(self.data_rto_at) {
             self.on_data_timeout(now, metrics);
         }
@@ -536,6 +545,12 @@ impl Connection {
     /// No subflow but the initial one was ever taken in.
     pub fn never_joined(&self) -> bool {
         !self.joined
+    }
+
+    /// Joins would be too early: nothing has shown that options get through on the first path.
+    pub fn awaits_dss(&self) -> bool {
+        let silent = |s: &Subflow| s.initial && !s.spoken;
+        self.version.joins_wait_for_dss() && self.subflows.iter().any(|(_, s)| silent(s))
     }
 
     /// Whether one more may join.

@@ -250,7 +250,7 @@ impl Connection {
             return;
         }
         metrics.dss_corruption_fallback += 1;
-        if !answers_ours {
+        if !answers_ours && self.version.answers_fail() {
             self.subflows[index].fail_due = Some(dsn);
         }
     }
@@ -291,7 +291,7 @@ impl Connection {
         let Some(base) = self.rcv_base else { return };
         if options.mptcp.fail.is_some() {
             metrics.mp_fail_rx += 1;
-            if self.fallback == Some(Fallback::PeerChecksum) {
+            if self.fallback == Some(Fallback::PeerChecksum) && self.version.answers_fail() {
                 // Our answer was lost.
                 self.subflows[index].fail_due = Some(self.rcv.rcv_nxt);
             }

@@ -19,6 +19,15 @@ pub(super) enum Completion {
     AnswerReset,
 }
 
+enum Keys {
+    /// Both are known at both ends; this is the peer's.
+    Confirmed(u64),
+    /// A later segment will tell.
+    Awaited,
+    /// There are none, or they are not the ones exchanged.
+    Missing,
+}
+
 impl Connection {
     /// The segment that ends SYN-RECEIVED.
     pub(super) fn complete_handshake(
@@ -29,7 +38,6 @@ impl Connection {
         metrics: &mut Metrics,
     ) -> Completion {
         let options = &segment.tcp.options.mptcp;
-        let understood = options.capable.filter(|c| c.is_understood());
         let subflow = &self.subflows[index];
         if segment.tcp.ack != subflow.tx.iss + 1 {
             // RFC 9293 §3.10.7.4: SYN-RECEIVED and an ACK of something else.
@@ -37,30 +45,17 @@ impl Connection {
         }
         match subflow.handshake {
             Handshake::Tcp => {}
-            Handshake::Capable => match understood.map(|c| c.content) {
-                Some(
-                    CapableContent::Ack {
-                        sender_key,
-                        receiver_key,
-                    }
-                    | CapableContent::Data {
-                        sender_key,
-                        receiver_key,
-                        ..
-                    },
-                ) if receiver_key == self.local_key => {
+            Handshake::Capable => match self.keys_in(index, segment) {
+                Keys::Confirmed(remote_key) => {
                     metrics.mp_capable_ack_rx += 1;
-                    self.start_mptcp(sender_key);
+                    self.start_mptcp(remote_key);
                 }
-                // RFC 8684 §3.1: the third ACK was lost and this came before the segment that
-                // repeats the keys. Its retransmission will be in order. So will that of a part of a
-                // segment, cut off on the way, that has no options of its own.
-                None if options.dss.is_some() || segment.tcp.seq.after(subflow.rx.irs + 1) => {
+                Keys::Awaited => {
                     metrics.mp_capable_ack_awaited += 1;
                     return Completion::Ignore;
                 }
-                _ => {
-                    // RFC 8684 §3.1, §3.7: no keys, or not ours: plain TCP.
+                Keys::Missing => {
+                    // RFC 8684 §3.1, §3.7: plain TCP.
                     metrics.mp_capable_fallback_ack += 1;
                     self.fall_back(Fallback::NoKeys, metrics);
                 }
@@ -76,8 +71,10 @@ impl Connection {
                     return Completion::Ignore;
                 };
                 // RFC 8684 §3.2: HMAC-A, the initiator's key and nonce first.
+                let (local_key, remote_key) = (self.local_key, self.remote_key);
                 let expected =
-                    crypto::join_hmac(self.remote_key, self.local_key, remote_nonce, local_nonce);
+                    self.version
+                        .join_hmac(remote_key, local_key, remote_nonce, local_nonce);
                 if !crypto::join_ack_valid(&expected, &hmac) {
                     metrics.mp_join_ack_hmac_failure += 1;
                     self.reset_subflow(index, RST_MPTCP_SPECIFIC);
@@ -113,10 +110,48 @@ impl Connection {
         Completion::Done
     }
 
+    /// What the segment that is to end SYN-RECEIVED of the initial subflow says of the keys.
+    fn keys_in(&self, index: usize, segment: &Segment<'_>) -> Keys {
+        let options = &segment.tcp.options.mptcp;
+        let known = self.version.has_key_in_syn().then_some(self.remote_key);
+        let understood = options.capable.filter(|c| self.version.understands(c));
+        match (understood.map(|c| c.content), known) {
+            (
+                Some(
+                    CapableContent::Ack {
+                        sender_key,
+                        receiver_key,
+                    }
+                    | CapableContent::Data {
+                        sender_key,
+                        receiver_key,
+                        ..
+                    },
+                ),
+                _,
+            ) if receiver_key == self.local_key && known.is_none_or(|key| key == sender_key) => {
+                Keys::Confirmed(sender_key)
+            }
+            // The third ACK was lost, which nobody repeats in version 0. Options that belong to what
+            // both keys began show that the client has ours.
+            (None, Some(key)) if options.dss.is_some() => Keys::Confirmed(key),
+            // RFC 8684 §3.1: it was lost and this came before the segment that repeats the keys. Its
+            // retransmission will be in order. So will that of a part of a segment, cut off on the way,
+            // that has no options of its own.
+            (None, _)
+                if options.dss.is_some()
+                    || segment.tcp.seq.after(self.subflows[index].rx.irs + 1) =>
+            {
+                Keys::Awaited
+            }
+            _ => Keys::Missing,
+        }
+    }
+
     fn start_mptcp(&mut self, remote_key: u64) {
         self.mode = Mode::Mptcp;
         self.remote_key = remote_key;
-        self.remote_idsn = DataSeq(crypto::token_and_idsn(remote_key).1);
+        self.remote_idsn = DataSeq(self.version.token_and_idsn(remote_key).1);
         self.rcv.start(self.remote_idsn);
     }
 }

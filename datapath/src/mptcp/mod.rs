@@ -1,4 +1,5 @@
-//! Multipath TCP of one connection (RFC 8684): a stream over one or several subflows. A plain TCP
+//! Multipath TCP of one connection (RFC 8684; what differs in RFC 6824 is in `version`): a stream
+//! over one or several subflows. A plain TCP
 //! connection is the same thing with one subflow under an infinite mapping.
 //!
 //! [`Connection`] is split by what happens to it: [`receive`] takes segments in and hands their parts
@@ -21,6 +22,8 @@ pub mod signal;
 pub mod subflow;
 mod text;
 pub mod transmit;
+mod version;
 
 pub use connection::{Connection, Mode};
 pub use subflow::{Handshake, Subflow};
+pub use version::{Version, Versions};

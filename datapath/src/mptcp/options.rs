@@ -29,7 +29,7 @@ impl Connection {
             // RFC 8684 §3.2: the third ACK again: the fourth was lost.
             subflow.fourth_ack_due = true;
         }
-        if let Some(capable) = options.capable
+        if let Some(capable) = options.capable.filter(|c| self.version.understands(c))
             && let CapableContent::Data {
                 data_len,
                 checksum,
@@ -113,13 +113,14 @@ impl Connection {
         if !self.has_checksum_agreed(index, mapping.checksum, metrics) {
             return true;
         }
+        let checksum = mapping.checksum.filter(|_| self.checksum);
         if (dsn + len).after(self.remote_idsn + 1 + usize::from(u16::MAX)) {
             // Beyond the window of our SYN/ACK: only a DATA_ACK can have let the peer go on.
             self.subflows[index].confirmed = true;
         }
         if dss.data_fin && len == 0 {
             // RFC 8684 §3.3.3: a DATA_FIN alone maps nothing of the subflow.
-            if let Some(sum) = mapping.checksum
+            if let Some(sum) = checksum
                 && !checksum::dss_valid(dsn.0, mapping.subflow_seq, mapping.len, 0, sum)
             {
                 metrics.data_csum_err += 1;
@@ -138,21 +139,25 @@ impl Connection {
                 seq,
                 dsn,
                 len,
-                checksum: mapping.checksum,
+                checksum,
                 data_fin: dss.data_fin,
             },
             metrics,
         )
     }
 
-    /// RFC 8684 §3.3.1: a checksum where none was agreed, or none where one was, ends the subflow.
+    /// RFC 8684 §3.3: a checksum where none was agreed, or none where one was, ends the subflow.
     fn has_checksum_agreed(
         &mut self,
         index: usize,
         checksum: Option<u16>,
         metrics: &mut Metrics,
     ) -> bool {
-        let agreed = self.checksum == checksum.is_some();
+        let stray = checksum.is_some() && !self.checksum;
+        let agreed = match stray {
+            true => !self.version.refuses_stray_checksum(),
+            false => self.checksum == checksum.is_some(),
+        };
         if !agreed {
             metrics.dss_checksum_mismatch += 1;
             self.reset_subflow(index, RST_MPTCP_SPECIFIC);

@@ -8,7 +8,7 @@ use crate::crypto;
 use crate::metrics::Metrics;
 use crate::time::{Duration, Instant};
 use crate::wire::frame::Segment;
-use crate::wire::mptcp::{AddAddr, RemoveAddr};
+use crate::wire::mptcp::{AddAddr, AddAddrForm, MpPrio, RemoveAddr};
 use std::net::{IpAddr, SocketAddr};
 
 /// Duplicate ACKs that carry signals, in a row.
@@ -66,9 +66,7 @@ impl Connection {
         };
         subflow.settled |= options.join.is_none();
         if let Some(prio) = options.prio {
-            // RFC 8684 §3.3.8: it is about the subflow that carries it.
-            metrics.mp_prio_rx += 1;
-            subflow.backup = prio.backup;
+            self.on_prio(index, &prio, metrics);
         }
         if let Some(add_addr) = options.add_addr {
             // RFC 8684 §3.7: options get through; an IPv6 address only leaves no room for the DATA_ACK.
@@ -80,6 +78,23 @@ impl Connection {
         }
     }
 
+    /// RFC 8684 §3.3.8: it is about the subflow that carries it. RFC 6824 §3.3.8: or about all from an
+    /// address of the peer's.
+    fn on_prio(&mut self, index: usize, prio: &MpPrio, metrics: &mut Metrics) {
+        if !self.version.has_prio(prio) {
+            return;
+        }
+        metrics.mp_prio_rx += 1;
+        for (i, subflow) in &mut self.subflows {
+            if prio
+                .address_id
+                .map_or(i == index, |id| id == subflow.remote_id)
+            {
+                subflow.backup = prio.backup;
+            }
+        }
+    }
+
     /// `port`: of the subflow that it came on. Returns whether it is the peer's.
     fn on_add_addr(&mut self, add_addr: AddAddr, port: u16, metrics: &mut Metrics) -> bool {
         let AddAddr {
@@ -87,23 +102,31 @@ impl Connection {
             address,
             ..
         } = add_addr;
-        let Some(hmac) = add_addr.hmac else {
-            metrics.echo_add += 1;
-            metrics.port_add += u64::from(add_addr.port.is_some());
-            self.addresses.on_echo(&add_addr);
-            return true;
-        };
-        let expected = crypto::add_addr_hmac(
-            self.remote_key,
-            self.local_key,
-            address_id,
-            address,
-            add_addr.port,
-        );
-        if !crypto::hmac_64_valid(expected, hmac) {
-            // RFC 8684 §3.4.1: silently ignored.
-            metrics.add_addr_hmac_failure += 1;
+        if !self.version.has_add_addr(&add_addr) {
             return false;
+        }
+        match add_addr.form {
+            AddAddrForm::Bare => {}
+            AddAddrForm::Echo => {
+                metrics.echo_add += 1;
+                metrics.port_add += u64::from(add_addr.port.is_some());
+                self.addresses.on_echo(&add_addr);
+                return true;
+            }
+            AddAddrForm::Signed(hmac) => {
+                let expected = crypto::add_addr_hmac(
+                    self.remote_key,
+                    self.local_key,
+                    address_id,
+                    address,
+                    add_addr.port,
+                );
+                if !crypto::hmac_64_valid(expected, hmac) {
+                    // RFC 8684 §3.4.1: silently ignored.
+                    metrics.add_addr_hmac_failure += 1;
+                    return false;
+                }
+            }
         }
         metrics.add_addr += 1;
         metrics.port_add += u64::from(add_addr.port.is_some());
@@ -111,9 +134,11 @@ impl Connection {
         let address = SocketAddr::new(address, add_addr.port.unwrap_or(port));
         let learned = self.addresses.learn(address_id, address);
         metrics.add_addr_drop += u64::from(learned == Learned::Refused);
-        // Also if it is of no use: or it would come again and again.
-        let echoes = self.addresses.owe_echo(add_addr);
-        metrics.echo_add_tx_drop += u64::from(!echoes);
+        if self.version.echoes_add_addr() {
+            // Also if it is of no use: or it would come again and again.
+            let echoes = self.addresses.owe_echo(add_addr);
+            metrics.echo_add_tx_drop += u64::from(!echoes);
+        }
         true
     }
 

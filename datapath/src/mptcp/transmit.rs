@@ -326,6 +326,7 @@ impl Connection {
             metrics.mp_prio_tx += 1;
             options.mptcp.prio = Some(MpPrio {
                 backup: subflow.local_backup,
+                address_id: None,
             });
         } else {
             let rto = subflow.tx.rtt.rto();
@@ -361,14 +362,8 @@ impl Connection {
         let announced = address.announced;
         let implied = announced.port() == local_port && local_port == self.local_addr.port();
         let port = (!implied).then_some(announced.port());
-        let (local_key, remote_key) = (self.local_key, self.remote_key);
-        let hmac = crypto::add_addr_hmac(local_key, remote_key, address.id, announced.ip(), port);
-        AddAddr {
-            address_id: address.id,
-            address: announced.ip(),
-            port,
-            hmac: Some(hmac),
-        }
+        self.version
+            .add_addr(self.local_key, self.remote_key, &address, port)
     }
 
     /// What came twice first (RFC 2883 §4), then what lies beyond holes, `room` blocks at most.
@@ -419,15 +414,11 @@ impl Connection {
             Handshake::Tcp => {}
             Handshake::Capable => {
                 metrics.mp_capable_syn_ack_tx += 1;
-                let flag = |set: bool, flag: u8| if set { flag } else { 0 };
-                let checksum = flag(self.checksum, MpCapable::FLAG_CHECKSUM);
-                let no_more = flag(
-                    self.settings.deny_join_initial,
-                    MpCapable::FLAG_NO_MORE_SUBFLOWS,
-                );
                 options.mptcp.capable = Some(MpCapable {
-                    version: 1,
-                    flags: MpCapable::FLAG_SHA256 | checksum | no_more,
+                    version: self.version.number(),
+                    flags: self
+                        .version
+                        .capable_flags(self.checksum, self.settings.deny_join_initial),
                     content: CapableContent::SynAck {
                         sender_key: self.local_key,
                     },
@@ -439,8 +430,10 @@ impl Connection {
             } => {
                 metrics.mp_join_syn_ack_tx += 1;
                 // RFC 8684 §3.2: HMAC-B, the listener's key and nonce first.
-                let hmac =
-                    crypto::join_hmac(self.local_key, self.remote_key, local_nonce, remote_nonce);
+                let (local_key, remote_key) = (self.local_key, self.remote_key);
+                let hmac = self
+                    .version
+                    .join_hmac(local_key, remote_key, local_nonce, remote_nonce);
                 options.mptcp.join = Some(MpJoin::SynAck {
                     backup: subflow.local_backup,
                     address_id: subflow.local_id,
@@ -484,10 +477,10 @@ impl Connection {
         options.mptcp.fastclose = reset
             .fastclose_key
             .map(|receiver_key| MpFastclose { receiver_key });
-        options.mptcp.tcprst = reset.reason;
+        options.mptcp.tcprst = reset.reason.filter(|_| self.version.gives_reasons());
         options.mptcp.fail = reset.fail_dsn.map(|dsn| MpFail { dsn });
         metrics.resets_sent += 1;
-        metrics.mp_rst_tx += u64::from(reset.reason.is_some());
+        metrics.mp_rst_tx += u64::from(options.mptcp.tcprst.is_some());
         metrics.mp_fail_tx += u64::from(reset.fail_dsn.is_some());
         let flags = TcpFlags::RST | TcpFlags::ACK;
         let written = subflow.emit(frame, subflow.tx.snd_nxt, flags, 0, 0, options, 0, 0);

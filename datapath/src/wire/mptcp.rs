@@ -1,8 +1,12 @@
-//! Multipath TCP options (RFC 8684 §3), TCP option kind 30.
+//! Multipath TCP options (RFC 8684 §3), TCP option kind 30. Version 0 (RFC 6824 §3) has the same
+//! ones, but for MP_TCPRST, and other forms of three: MP_CAPABLE, ADD_ADDR and MP_PRIO. All are read
+//! here; which of them mean anything is for the connection to say, which has a version.
+
+mod address;
 
 use super::bytes::{Reader, Writer};
 use super::tcp::{Sink, pad};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+pub use address::{AddAddr, AddAddrForm, MpPrio, RemoveAddr};
 
 /// The TCP option kind of all of them.
 pub const KIND: u8 = 30;
@@ -28,9 +32,6 @@ impl MptcpOptions {
 
     /// Takes in one option, given what follows its length octet. An option of an unknown subtype
     /// or a wrong size is as good as absent, and so is the second one of a subtype.
-    ///
-    /// MP_CAPABLE of version 0 (RFC 6824) is never taken in: its SYN is then one without
-    /// MP_CAPABLE, which is answered with TCP.
     #[inline]
     pub(crate) fn read(&mut self, body: &[u8]) {
         let Some(first) = body.first() else { return };
@@ -84,11 +85,11 @@ trait MptcpOption {
     fn write_body(&self, w: &mut Writer<'_>);
 }
 
-/// RFC 8684 §3.1. Flag bits A to H.
+/// RFC 8684 §3.1, RFC 6824 §3.1. Flag bits A to H.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MpCapable {
     pub version: u8,
-    /// A, "checksum required", is 0x80; H, HMAC-SHA256, is 0x01.
+    /// A, "checksum required", is 0x80; H, the HMAC of the version, is 0x01.
     pub flags: u8,
     pub content: CapableContent,
 }
@@ -97,29 +98,33 @@ impl MpCapable {
     pub const FLAG_CHECKSUM: u8 = 0x80;
     pub const FLAG_EXTENSIBILITY: u8 = 0x40;
     pub const FLAG_NO_MORE_SUBFLOWS: u8 = 0x20;
+    /// H in version 1, and in version 0.
     pub const FLAG_SHA256: u8 = 0x01;
-    /// D to H.
+    pub const FLAG_SHA1: u8 = 0x01;
+    /// D to H. In version 0, C is one of them, too.
     pub const FLAGS_CRYPTO: u8 = 0x1f;
 
-    /// RFC 8684 §3.1: version 1 or later (we answer with 1), B clear, HMAC-SHA256 among the offers.
-    /// Anything else is ignored, on the SYN and on the third ACK.
-    pub fn is_understood(&self) -> bool {
-        self.version >= 1
-            && self.flags & MpCapable::FLAG_EXTENSIBILITY == 0
-            && self.flags & MpCapable::FLAG_SHA256 != 0
+    /// The key of the side that sends it. The SYN of version 1 has none.
+    pub fn sender_key(&self) -> Option<u64> {
+        match self.content {
+            CapableContent::Syn => None,
+            CapableContent::SynAck { sender_key }
+            | CapableContent::Ack { sender_key, .. }
+            | CapableContent::Data { sender_key, .. } => Some(sender_key),
+        }
     }
 }
 
 /// Told apart by the option's length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CapableContent {
-    /// 4 octets.
+    /// 4 octets, in version 1.
     Syn,
-    /// 12 octets.
+    /// 12 octets. In version 0 it is on the SYN as well.
     SynAck { sender_key: u64 },
     /// 20 octets.
     Ack { sender_key: u64, receiver_key: u64 },
-    /// 22 or 24 octets.
+    /// 22 or 24 octets, in version 1.
     Data {
         sender_key: u64,
         receiver_key: u64,
@@ -132,11 +137,8 @@ impl MpCapable {
     fn parse(mut r: Reader<'_>) -> Option<MpCapable> {
         let version = r.u8()? & 0x0f;
         let flags = r.u8()?;
-        if version == 0 {
-            return None;
-        }
         let content = match r.left() {
-            0 => CapableContent::Syn,
+            0 if version > 0 => CapableContent::Syn,
             8 => CapableContent::SynAck {
                 sender_key: r.u64()?,
             },
@@ -144,12 +146,13 @@ impl MpCapable {
                 sender_key: r.u64()?,
                 receiver_key: r.u64()?,
             },
-            _ => CapableContent::Data {
+            _ if version > 0 => CapableContent::Data {
                 sender_key: r.u64()?,
                 receiver_key: r.u64()?,
                 data_len: r.u16()?,
                 checksum: r.u16(),
             },
+            _ => return None,
         };
         r.end(MpCapable {
             version,
@@ -432,144 +435,6 @@ impl MptcpOption for Dss {
                 w.u16(checksum);
             }
         }
-    }
-}
-
-/// RFC 8684 §3.4.1. An echo carries no HMAC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AddAddr {
-    pub address_id: u8,
-    pub address: IpAddr,
-    pub port: Option<u16>,
-    /// `None` is an echo (E = 1).
-    pub hmac: Option<u64>,
-}
-
-impl AddAddr {
-    const FLAG_ECHO: u8 = 0x01;
-
-    // RFC 8684 §3.4.1: the family and the presence of a port are to be inferred from the length.
-    fn parse(mut r: Reader<'_>) -> Option<AddAddr> {
-        let echo = r.u8()? & Self::FLAG_ECHO != 0;
-        let address_id = r.u8()?;
-        let hmac_len = if echo { 0 } else { 8 };
-        let (address, with_port) = match r.left().checked_sub(hmac_len)? {
-            len @ (4 | 6) => (Ipv4Addr::from(r.array::<4>()?).into(), len == 6),
-            len @ (16 | 18) => (Ipv6Addr::from(r.array::<16>()?).into(), len == 18),
-            _ => return None,
-        };
-        let port = if with_port { Some(r.u16()?) } else { None };
-        let hmac = if echo { None } else { Some(r.u64()?) };
-        r.end(AddAddr {
-            address_id,
-            address,
-            port,
-            hmac,
-        })
-    }
-}
-
-impl MptcpOption for AddAddr {
-    fn len(&self) -> usize {
-        let address = if self.address.is_ipv4() { 4 } else { 16 };
-        let port = if self.port.is_some() { 2 } else { 0 };
-        let hmac = if self.hmac.is_some() { 8 } else { 0 };
-        4 + address + port + hmac
-    }
-
-    fn write_body(&self, w: &mut Writer<'_>) {
-        let echo = if self.hmac.is_none() {
-            Self::FLAG_ECHO
-        } else {
-            0
-        };
-        w.u8(SUBTYPE_ADD_ADDR << 4 | echo);
-        w.u8(self.address_id);
-        match self.address {
-            IpAddr::V4(address) => w.bytes(&address.octets()),
-            IpAddr::V6(address) => w.bytes(&address.octets()),
-        }
-        if let Some(port) = self.port {
-            w.u16(port);
-        }
-        if let Some(hmac) = self.hmac {
-            w.u64(hmac);
-        }
-    }
-}
-
-/// RFC 8684 §3.4.2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RemoveAddr {
-    pub(crate) ids: [u8; RemoveAddr::MAX],
-    pub(crate) len: u8,
-}
-
-impl RemoveAddr {
-    /// 37 octets after kind, length and subtype: what 40 octets of options can hold.
-    pub const MAX: usize = 37;
-
-    /// What is left of them beside timestamps and a DATA_ACK of 8 octets.
-    pub const MAX_BESIDE_DSS: usize = 12;
-
-    /// At least one id and at most [`RemoveAddr::MAX`], else `None`.
-    pub fn new(ids: &[u8]) -> Option<RemoveAddr> {
-        let mut option = RemoveAddr {
-            ids: [0; RemoveAddr::MAX],
-            len: u8::try_from(ids.len()).ok()?,
-        };
-        if ids.is_empty() {
-            return None;
-        }
-        option.ids.get_mut(..ids.len())?.copy_from_slice(ids);
-        Some(option)
-    }
-
-    pub fn ids(&self) -> &[u8] {
-        &self.ids[..usize::from(self.len)]
-    }
-}
-
-impl RemoveAddr {
-    fn parse(mut r: Reader<'_>) -> Option<RemoveAddr> {
-        let _subtype = r.u8()?;
-        RemoveAddr::new(r.rest())
-    }
-}
-
-impl MptcpOption for RemoveAddr {
-    fn len(&self) -> usize {
-        3 + self.ids().len()
-    }
-
-    fn write_body(&self, w: &mut Writer<'_>) {
-        w.u8(SUBTYPE_REMOVE_ADDR << 4);
-        w.bytes(self.ids());
-    }
-}
-
-/// RFC 8684 §3.3.8.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MpPrio {
-    pub backup: bool,
-}
-
-impl MpPrio {
-    const FLAG_BACKUP: u8 = 0x01;
-
-    fn parse(mut r: Reader<'_>) -> Option<MpPrio> {
-        let backup = r.u8()? & Self::FLAG_BACKUP != 0;
-        r.end(MpPrio { backup })
-    }
-}
-
-impl MptcpOption for MpPrio {
-    fn len(&self) -> usize {
-        3
-    }
-
-    fn write_body(&self, w: &mut Writer<'_>) {
-        w.u8(SUBTYPE_PRIO << 4 | u8::from(self.backup));
     }
 }
 

@@ -12,7 +12,7 @@ use mpx_datapath::mptcp::address::{ANNOUNCEMENTS_MAX, ECHO_TIMEOUT, REMOTE_MAX};
 use mpx_datapath::mptcp::close::{RST_NO_RESOURCES, RST_PROHIBITED};
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::time::Duration;
-use mpx_datapath::wire::mptcp::AddAddr;
+use mpx_datapath::wire::mptcp::{AddAddr, AddAddrForm};
 use std::net::{IpAddr, SocketAddr};
 
 const MS: Duration = Duration::from_millis(1);
@@ -220,7 +220,7 @@ fn announcements_of_the_client_are_verified_and_echoed() {
         address_id,
         address: ip(address),
         port,
-        hmac: None,
+        form: AddAddrForm::Echo,
     };
     let forged = option(7, "10.16.0.99", None);
     sim.clients[0].advertise_option(0, forged, 1 << 63);

@@ -365,7 +365,10 @@ fn duplicate_acknowledgments_with_signals_mean_no_loss() {
         let mut repeated = 0;
         for _ in 0..4 {
             let mut options = pen.data_ack();
-            options.mptcp.prio = signals.then_some(MpPrio { backup: false });
+            options.mptcp.prio = signals.then_some(MpPrio {
+                backup: false,
+                address_id: None,
+            });
             pen.send(0, options, &[]);
             let answers = pen.script.answers();
             repeated += answers.iter().filter(|a| a.0.seq == first[0].0.seq).count();

@@ -15,3 +15,4 @@ mod script;
 mod states;
 mod timers;
 mod transfer;
+mod v0;

@@ -4,7 +4,7 @@ use mpx_datapath::app::App;
 use mpx_datapath::app::builtin::{Discard, Source};
 use mpx_datapath::engine::{
     AddressPolicy, Engine, EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig,
-    SubflowReport,
+    SubflowReport, Versions,
 };
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::{ChaChaEntropy, Entropy};
@@ -66,6 +66,7 @@ impl Script {
         let service = ServiceConfig {
             name: "script".into(),
             listen: vec![SERVER],
+            versions: Versions::default(),
             checksum: false,
             joins: JoinPolicy::AnyPort,
             addresses: AddressPolicy::default(),

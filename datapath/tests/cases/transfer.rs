@@ -8,7 +8,7 @@ use crate::model::{assert_same, stream};
 use mpx_datapath::time::Duration;
 
 /// The client sends `len` octets, gets the same back, and both sides close.
-fn echo(mut sim: Sim, client: ClientConfig, subflows: usize, len: usize) -> Sim {
+pub(super) fn echo(mut sim: Sim, client: ClientConfig, subflows: usize, len: usize) -> Sim {
     let sent = stream(client.seed, len);
     let multipath = client.multipath;
     let c = sim.connect(client);
@@ -16,6 +16,7 @@ fn echo(mut sim: Sim, client: ClientConfig, subflows: usize, len: usize) -> Sim 
     assert_eq!(sim.clients[c].mode == Mode::Multipath, multipath);
     sim.clients[c].send(&sent[..len / 2]);
     for i in 1..subflows {
+        sim.run(|sim| sim.clients[c].may_join());
         sim.join(c, i);
     }
     sim.clients[c].send(&sent[len / 2..]);

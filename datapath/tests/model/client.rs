@@ -9,14 +9,17 @@ mod transmit;
 pub mod watch;
 
 use super::subflow::{Mapping, Role, Sent, State, Subflow};
-use super::{Rng, add_addr_hmac, dss_checksum, join_hmac, ones_complement, token_and_idsn};
+use super::{
+    Rng, add_addr_hmac, dss_checksum, join_hmac, join_hmac_v0, ones_complement, token_and_idsn,
+    token_and_idsn_v0,
+};
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::frame::{self, Link, Segment};
 use mpx_datapath::wire::mptcp::{
-    AddAddr, CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFail, MpFastclose, MpJoin,
-    MpPrio, MpTcprst, MptcpOptions, RemoveAddr,
+    AddAddr, AddAddrForm, CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFail,
+    MpFastclose, MpJoin, MpPrio, MpTcprst, MptcpOptions, RemoveAddr,
 };
 use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
 use std::collections::{BTreeMap, VecDeque};
@@ -33,6 +36,8 @@ const PERSIST: Duration = Duration::from_millis(500);
 pub struct ClientConfig {
     pub server: SocketAddr,
     pub multipath: bool,
+    /// Of Multipath TCP: 1 is RFC 8684, 0 is RFC 6824.
+    pub version: u8,
     /// Flag A of our MP_CAPABLE.
     pub checksum: bool,
     /// Width of our data sequence numbers and, as long as the server's have 4 octets, DATA_ACKs.
@@ -84,6 +89,7 @@ impl ClientConfig {
         ClientConfig {
             server,
             multipath: true,
+            version: 1,
             checksum: false,
             eight_octets: true,
             timestamps: true,
@@ -265,6 +271,7 @@ impl Client {
         iface: IfaceId,
         backup: bool,
     ) -> usize {
+        assert!(self.may_join(), "no join before a DSS has come");
         let nonce = self.rng.next() as u32;
         let iss = self.rng.next() as u32;
         let address_id = self.subflows.len() as u8;
@@ -305,8 +312,12 @@ impl Client {
     }
 
     /// MP_FASTCLOSE on a RST of the first living subflow, plain RST on the others
-    /// (RFC 8684 §3.5).
+    /// (RFC 8684 §3.5). Version 0 has it on an ACK only (RFC 6824 §3.5).
     pub fn fastclose(&mut self) {
+        if self.config.version == 0 && self.mode == Mode::Multipath {
+            self.fastclose_by_ack();
+            return;
+        }
         let mut first = true;
         for s in self.subflows.iter_mut().filter(|s| s.alive()) {
             s.reset_due = Some(std::mem::take(&mut first));
@@ -352,7 +363,20 @@ impl Client {
     /// (RFC 8684 §3.3.8).
     pub fn prioritise(&mut self, i: usize, backup: bool) {
         let s = &mut self.subflows[i];
-        s.signals.prio = Some(MpPrio { backup });
+        s.signals.prio = Some(MpPrio {
+            backup,
+            address_id: None,
+        });
+        s.needs_ack = true;
+    }
+
+    /// The same of all subflows from an address of ours, said on subflow `i` (RFC 6824 §3.3.8).
+    pub fn prioritise_address(&mut self, i: usize, address_id: u8, backup: bool) {
+        let s = &mut self.subflows[i];
+        s.signals.prio = Some(MpPrio {
+            backup,
+            address_id: Some(address_id),
+        });
         s.needs_ack = true;
     }
 
@@ -362,19 +386,21 @@ impl Client {
             address_id,
             address,
             port: None,
-            hmac: None,
+            form: AddAddrForm::Bare,
         };
         self.advertise_option(i, option, 0);
     }
 
-    /// The same with the option as it is, and `forged` laid over its HMAC.
+    /// The same with the option as it is, in the form of our version, and `forged` laid over the HMAC
+    /// of version 1.
     pub fn advertise_option(&mut self, i: usize, option: AddAddr, forged: u64) {
         let hmac = add_addr_hmac(self.key, self.server_key, &option) ^ forged;
+        let form = match self.config.version {
+            0 => AddAddrForm::Bare,
+            _ => AddAddrForm::Signed(hmac),
+        };
         let s = &mut self.subflows[i];
-        s.signals.add_addr = Some(AddAddr {
-            hmac: Some(hmac),
-            ..option
-        });
+        s.signals.add_addr = Some(AddAddr { form, ..option });
         s.needs_ack = true;
     }
 
@@ -508,15 +534,38 @@ impl Client {
     /// Resets subflow `i`: a middlebox spoils it (RFC 8684 §3.7). With MP_FAIL where the text from
     /// this offset on was changed.
     fn break_off(&mut self, i: usize, failed_at: Option<u64>) {
-        let idsn = token_and_idsn(self.server_key).1;
+        let idsn = self.token_and_idsn(self.server_key).1;
         let s = &mut self.subflows[i];
         s.fail_dsn = failed_at.map(|at| idsn.wrapping_add(1 + at));
         s.reset_due = Some(false);
         s.gave_up = true;
     }
 
+    /// Whether the time for joins has come: RFC 6824 §3.1 wants a DSS to have come on the first path.
+    pub fn may_join(&self) -> bool {
+        self.config.version > 0 || self.confirmed
+    }
+
+    fn token_and_idsn(&self, key: u64) -> (u32, u64) {
+        match self.config.version {
+            0 => token_and_idsn_v0(key),
+            _ => token_and_idsn(key),
+        }
+    }
+
+    /// As far as the third packet of a join carries it.
+    fn join_hmac(&self, key_a: u64, key_b: u64, nonce_a: u32, nonce_b: u32) -> [u8; 20] {
+        match self.config.version {
+            0 => join_hmac_v0(key_a, key_b, nonce_a, nonce_b),
+            _ => {
+                let hmac = join_hmac(key_a, key_b, nonce_a, nonce_b);
+                hmac[..20].try_into().expect("20 of 32 octets")
+            }
+        }
+    }
+
     fn token(&self) -> u32 {
-        token_and_idsn(self.server_key).0
+        self.token_and_idsn(self.server_key).0
     }
 
     pub fn next_timeout(&self) -> Option<Instant> {

@@ -16,6 +16,7 @@ pub mod trace;
 
 use hmac::{Hmac, Mac};
 use mpx_datapath::wire::mptcp::AddAddr;
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
 
@@ -75,7 +76,25 @@ pub fn assert_same(got: &[u8], expected: &[u8]) {
     );
 }
 
-/// Token and initial data sequence number of a key.
+/// Token and initial data sequence number of a key of version 0 of Multipath TCP.
+// RFC 6824 §3.1: the first 32 bits of SHA-1 of the key, and the last 64.
+pub fn token_and_idsn_v0(key: u64) -> (u32, u64) {
+    let hash: [u8; 20] = Sha1::digest(key.to_be_bytes()).into();
+    let token = hash[..4].iter().fold(0, |n, b| n << 8 | u32::from(*b));
+    let idsn = hash[12..].iter().fold(0, |n, b| n << 8 | u64::from(*b));
+    (token, idsn)
+}
+
+/// HMAC-SHA1 over two nonces, keyed with two keys (RFC 6824 §3.2).
+pub fn join_hmac_v0(key_a: u64, key_b: u64, nonce_a: u32, nonce_b: u32) -> [u8; 20] {
+    let key = [key_a.to_be_bytes(), key_b.to_be_bytes()].concat();
+    let mut mac = Hmac::<Sha1>::new_from_slice(&key).expect("HMAC takes keys of any length");
+    mac.update(&nonce_a.to_be_bytes());
+    mac.update(&nonce_b.to_be_bytes());
+    mac.finalize().into_bytes().into()
+}
+
+/// Token and initial data sequence number of a key of version 1.
 // RFC 8684 §3.2, §3.3: the first 32 bits of SHA-256 of the key, and the last 64.
 pub fn token_and_idsn(key: u64) -> (u32, u64) {
     let hash: [u8; 32] = Sha256::digest(key.to_be_bytes()).into();

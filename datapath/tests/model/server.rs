@@ -180,6 +180,7 @@ fn engine_config(config: &SimConfig) -> EngineConfig {
     let first = ServiceConfig {
         name: "test".into(),
         listen: listen(&[config.family], SERVICE_PORT),
+        versions: config.versions,
         checksum: config.checksum,
         joins: JoinPolicy::AnyPort,
         addresses: config.addresses.clone(),
@@ -190,6 +191,7 @@ fn engine_config(config: &SimConfig) -> EngineConfig {
     let more = config.more_services.iter().map(|more| ServiceConfig {
         name: format!("port {}", more.port),
         listen: listen(&[Family::V4, Family::V6], more.port),
+        versions: config.versions,
         checksum: more.checksum,
         joins: JoinPolicy::ServicePorts,
         addresses: AddressPolicy::default(),

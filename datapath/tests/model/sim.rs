@@ -11,7 +11,7 @@ use super::net::{Arrival, Net, Path, Sender, Side};
 use super::server::{Server, ServiceSetup};
 use super::subflow::Again;
 use super::trace::{self, Tracer};
-use mpx_datapath::engine::{AddressPolicy, Patience};
+use mpx_datapath::engine::{AddressPolicy, Patience, Versions};
 use mpx_datapath::port::memory::{MemoryConfig, MemoryPort};
 use mpx_datapath::port::pcap::PcapPort;
 use mpx_datapath::port::{IfaceId, Port};
@@ -76,6 +76,8 @@ pub struct SimConfig {
     pub addresses: AddressPolicy,
     /// Engines beside the first.
     pub more_engines: usize,
+    /// Of Multipath TCP that all services speak.
+    pub versions: Versions,
     /// Flag A of the server's MP_CAPABLE.
     pub checksum: bool,
     /// Of the server.
@@ -110,6 +112,7 @@ impl SimConfig {
             more_services: Vec::new(),
             addresses: AddressPolicy::default(),
             more_engines: 0,
+            versions: Versions::default(),
             checksum: false,
             congestion: Algorithm::default(),
             ecn: true,

@@ -1,7 +1,7 @@
 //! A listing of frames for people: a line each, with numbers that count from where a stream began.
 
 use super::net::{Fate, Side};
-use super::token_and_idsn;
+use super::{token_and_idsn, token_and_idsn_v0};
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::time::Instant;
 use mpx_datapath::wire::frame::Segment;
@@ -96,16 +96,17 @@ impl Tracer {
         if syn {
             initial[sender] = header.seq.0;
         }
-        match options.capable.map(|c| c.content) {
-            Some(CapableContent::SynAck { sender_key }) => {
-                let (token, idsn) = token_and_idsn(sender_key);
-                self.connections[connection][1] = idsn;
+        if let Some(capable) = options.capable
+            && let Some(key) = capable.sender_key()
+        {
+            let (token, idsn) = match capable.version {
+                0 => token_and_idsn_v0(key),
+                _ => token_and_idsn(key),
+            };
+            self.connections[connection][sender] = idsn;
+            if matches!(capable.content, CapableContent::SynAck { .. }) {
                 self.tokens.insert(token, connection);
             }
-            Some(
-                CapableContent::Ack { sender_key, .. } | CapableContent::Data { sender_key, .. },
-            ) => self.connections[connection][0] = token_and_idsn(sender_key).1,
-            _ => {}
         }
         self.flows.insert(key, (initial, connection));
         (initial, connection)

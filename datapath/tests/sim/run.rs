@@ -417,7 +417,11 @@ impl Actor<'_> {
         if client.mode != Mode::Multipath {
             return;
         }
-        while let Some(join) = plan.joins.get(self.joins).filter(|j| j.at <= passed) {
+        while let Some(join) = plan
+            .joins
+            .get(self.joins)
+            .filter(|j| j.at <= passed && sim.clients[c].may_join())
+        {
             self.joins += 1;
             let over = client_is_closing(sim, c);
             if !over {

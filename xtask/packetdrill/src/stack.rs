@@ -3,7 +3,7 @@
 use mpx_datapath::app::{App, CloseCause, Readiness};
 use mpx_datapath::engine::{
     AddressPolicy, Conn, ConnId, Conns, Engine, EngineConfig, EngineReport, InterfaceConfig,
-    JoinPolicy, Patience, ServiceConfig,
+    JoinPolicy, Patience, ServiceConfig, Versions,
 };
 use mpx_datapath::metrics::Metrics;
 use mpx_datapath::port::IfaceId;
@@ -86,6 +86,7 @@ impl Stack {
             name: "packetdrill".into(),
             listen: vec![addr],
             // As Linux has it by default.
+            versions: Versions::default(),
             checksum: false,
             joins: JoinPolicy::AnyPort,
             addresses: AddressPolicy::default(),

@@ -95,12 +95,17 @@ fn dss() -> impl Strategy<Value = Dss> {
 }
 
 fn add_addr() -> impl Strategy<Value = AddAddr> {
-    any::<(u8, IpAddr, Option<u16>, Option<u64>)>().prop_map(|(address_id, address, port, hmac)| {
+    let form = prop_oneof![
+        any::<u64>().prop_map(AddAddrForm::Signed),
+        Just(AddAddrForm::Echo),
+        Just(AddAddrForm::Bare),
+    ];
+    (any::<(u8, IpAddr, Option<u16>)>(), form).prop_map(|((address_id, address, port), form)| {
         AddAddr {
             address_id,
             address,
             port,
-            hmac,
+            form,
         }
     })
 }
@@ -123,7 +128,7 @@ fn mptcp_options() -> impl Strategy<Value = MptcpOptions> {
     );
     let second = (
         seldom(remove_addr()),
-        seldom(any::<bool>()),
+        seldom(any::<(bool, Option<u8>)>()),
         seldom(any::<u64>()),
         seldom(any::<u64>()),
         seldom(any::<(bool, u8)>()),
@@ -136,7 +141,7 @@ fn mptcp_options() -> impl Strategy<Value = MptcpOptions> {
                 dss,
                 add_addr,
                 remove_addr,
-                prio: prio.map(|backup| MpPrio { backup }),
+                prio: prio.map(|(backup, address_id)| MpPrio { backup, address_id }),
                 fail: fail.map(|dsn| MpFail { dsn }),
                 fastclose: fastclose.map(|receiver_key| MpFastclose { receiver_key }),
                 tcprst: tcprst.map(|(transient, reason)| MpTcprst { transient, reason }),

@@ -15,20 +15,21 @@ fn octets(hex: &str) -> Vec<u8> {
         .collect()
 }
 
-/// Every option with its octets, written down from the figures of RFC 8684 §3, RFC 9293 §3.1,
-/// RFC 7323 §2.2 and §3.2 and RFC 2018 §2 and §3. Reserved bits are 0.
+/// Every option with its octets, written down from the figures of RFC 8684 §3, RFC 6824 §3 (where
+/// version 0 has forms of its own), RFC 9293 §3.1, RFC 7323 §2.2 and §3.2 and RFC 2018 §2 and §3. Reserved bits are 0.
 fn known() -> Vec<(&'static str, TcpOptions)> {
     let none = MptcpOptions::default();
-    let capable = |flags, content| {
+    let capable_of = |version, flags, content| {
         mptcp(MptcpOptions {
             capable: Some(MpCapable {
-                version: 1,
+                version,
                 flags,
                 content,
             }),
             ..none
         })
     };
+    let capable = |flags, content| capable_of(1, flags, content);
     let join = |join| {
         mptcp(MptcpOptions {
             join: Some(join),
@@ -45,14 +46,14 @@ fn known() -> Vec<(&'static str, TcpOptions)> {
             ..none
         })
     };
-    let add_addr = |address: &str, port, hmac| {
+    let add_addr = |address: &str, port, form| {
         let address = address.parse().expect("an address");
         mptcp(MptcpOptions {
             add_addr: Some(AddAddr {
                 address_id: 7,
                 address,
                 port,
-                hmac,
+                form,
             }),
             ..none
         })
@@ -68,7 +69,14 @@ fn known() -> Vec<(&'static str, TcpOptions)> {
     let (sender_key, receiver_key) = (0x0102_0304_0506_0708, 0x1112_1314_1516_1718);
     let four = DsnWidth::Four(0xd1d2_d3d4);
     let eight = DsnWidth::Eight(0xe1e2_e3e4_e5e6_e7e8);
-    let hmac = Some(0x8182_8384_8586_8788);
+    let hmac = AddAddrForm::Signed(0x8182_8384_8586_8788);
+    let (echo, bare) = (AddAddrForm::Echo, AddAddrForm::Bare);
+    let prio = |backup, address_id| {
+        mptcp(MptcpOptions {
+            prio: Some(MpPrio { backup, address_id }),
+            ..none
+        })
+    };
     let sack = |edges: &[(u32, u32)]| {
         let mut sack = SackBlocks::default();
         for (left, right) in edges {
@@ -113,6 +121,11 @@ fn known() -> Vec<(&'static str, TcpOptions)> {
                 },
             ),
         ),
+        ("1e 0c 00 81 0102030405060708", capable_of(0, 0x81, CapableContent::SynAck { sender_key })),
+        (
+            "1e 14 00 01 0102030405060708 1112131415161718",
+            capable_of(0, 0x01, CapableContent::Ack { sender_key, receiver_key }),
+        ),
         (
             "1e 0c 11 07 a1a2a3a4 b1b2b3b4",
             join(MpJoin::Syn { backup: true, address_id: 7, token: 0xa1a2_a3a4, nonce: 0xb1b2_b3b4 }),
@@ -156,12 +169,19 @@ fn known() -> Vec<(&'static str, TcpOptions)> {
             "1e 1e 30 07 20010db8000000000000000000000001 1f90 8182838485868788",
             add_addr("2001:db8::1", Some(8080), hmac),
         ),
-        ("1e 08 31 07 c0000201", add_addr("192.0.2.1", None, None)),
-        ("1e 0a 31 07 c0000201 1f90", add_addr("192.0.2.1", Some(8080), None)),
-        ("1e 14 31 07 20010db8000000000000000000000001", add_addr("2001:db8::1", None, None)),
+        ("1e 08 31 07 c0000201", add_addr("192.0.2.1", None, echo)),
+        ("1e 0a 31 07 c0000201 1f90", add_addr("192.0.2.1", Some(8080), echo)),
+        ("1e 14 31 07 20010db8000000000000000000000001", add_addr("2001:db8::1", None, echo)),
         (
             "1e 16 31 07 20010db8000000000000000000000001 1f90",
-            add_addr("2001:db8::1", Some(8080), None),
+            add_addr("2001:db8::1", Some(8080), echo),
+        ),
+        ("1e 08 34 07 c0000201", add_addr("192.0.2.1", None, bare)),
+        ("1e 0a 34 07 c0000201 1f90", add_addr("192.0.2.1", Some(8080), bare)),
+        ("1e 14 36 07 20010db8000000000000000000000001", add_addr("2001:db8::1", None, bare)),
+        (
+            "1e 16 36 07 20010db8000000000000000000000001 1f90",
+            add_addr("2001:db8::1", Some(8080), bare),
         ),
         (
             "1e 04 40 05",
@@ -171,7 +191,8 @@ fn known() -> Vec<(&'static str, TcpOptions)> {
             "1e 06 40 05 06 09",
             mptcp(MptcpOptions { remove_addr: RemoveAddr::new(&[5, 6, 9]), ..none }),
         ),
-        ("1e 03 51", mptcp(MptcpOptions { prio: Some(MpPrio { backup: true }), ..none })),
+        ("1e 03 51", prio(true, None)),
+        ("1e 04 50 07", prio(false, Some(7))),
         (
             "1e 0c 60 00 e1e2e3e4e5e6e7e8",
             mptcp(MptcpOptions { fail: Some(MpFail { dsn: 0xe1e2_e3e4_e5e6_e7e8 }), ..none }),
@@ -222,6 +243,8 @@ fn an_option_one_octet_longer_or_shorter_is_ignored_and_the_next_one_read() {
         // REMOVE_ADDR has any length from 4 on.
         let lengths: &[usize] = match octets[..] {
             [30, _, 0x40, ..] => &[3],
+            // MP_PRIO has two.
+            [30, 3 | 4, 0x50 | 0x51, ..] => &[2, 5],
             _ => &[octets.len() - 1, octets.len() + 1],
         };
         for &len in lengths {
@@ -286,19 +309,20 @@ fn dss_has_exactly_the_lengths_that_its_flags_say() {
     }
 }
 
-// RFC 6824 §3.1 and RFC 8684 §3.1: a SYN of version 0 carries a key; it is answered with TCP.
+// RFC 6824 §3.1: MP_CAPABLE of version 0 has one key or two, and never any data.
 #[test]
-fn mp_capable_of_version_0_is_as_good_as_absent() {
+fn mp_capable_of_version_0_has_two_lengths() {
     for hex in [
-        "1e 0c 00 81 0102030405060708",
-        "1e 14 00 01 0102030405060708 1112131415161718",
+        "1e 04 00 81",
+        "1e 16 00 01 0102030405060708 1112131415161718 0200",
+        "1e 18 00 81 0102030405060708 1112131415161718 0200 abcd",
     ] {
         let field = [octets(hex), octets("02 04 05b4")].concat();
         let options = TcpOptions {
             mss: Some(1460),
             ..Default::default()
         };
-        assert_eq!(TcpOptions::parse(&field), options);
+        assert_eq!(TcpOptions::parse(&field), options, "{hex}");
     }
 }
 
@@ -306,13 +330,22 @@ fn mp_capable_of_version_0_is_as_good_as_absent() {
 fn the_first_of_two_counts() {
     let field = octets("1e 03 50  1e 03 51  02 04 0200  02 04 0300");
     let options = TcpOptions::parse(&field);
-    assert_eq!(options.mptcp.prio, Some(MpPrio { backup: false }));
+    assert_eq!(
+        options.mptcp.prio,
+        Some(MpPrio {
+            backup: false,
+            address_id: None
+        })
+    );
     assert_eq!(options.mss, Some(0x200));
     // One of a wrong size is no option at all.
-    let field = octets("1e 04 50 00  1e 03 51");
+    let field = octets("1e 05 50 00 00  1e 03 51");
     assert_eq!(
         TcpOptions::parse(&field).mptcp.prio,
-        Some(MpPrio { backup: true })
+        Some(MpPrio {
+            backup: true,
+            address_id: None
+        })
     );
 }
 
@@ -377,7 +410,7 @@ fn padding_gives_way_where_options_would_not_fit_with_it() {
                 address_id: 1,
                 address: "2001:db8::1".parse().expect("an address"),
                 port: Some(443),
-                hmac: Some(9),
+                form: AddAddrForm::Signed(9),
             }),
             ..MptcpOptions::default()
         },
@@ -405,10 +438,13 @@ fn padding_gives_way_down_to_the_last_octet() {
             address_id: 1,
             address: "2001:db8::1".parse().expect("an address"),
             port: Some(443),
-            hmac: Some(9),
+            form: AddAddrForm::Signed(9),
         }),
         remove_addr: RemoveAddr::new(&[1, 2, 3, 4]),
-        prio: Some(MpPrio { backup: true }),
+        prio: Some(MpPrio {
+            backup: true,
+            address_id: None,
+        }),
         ..MptcpOptions::default()
     });
     assert!(options.fits());

@@ -131,19 +131,18 @@ impl Client {
                     return;
                 };
                 (s.server_id, s.server_backup) = (server_id, server_backup);
+                s.state = State::JoinWait;
                 // RFC 8684 §3.2: the server proves itself with the keys in its own order.
-                let proof = join_hmac(self.server_key, self.key, theirs, nonce);
+                let proof = self.join_hmac(self.server_key, self.key, theirs, nonce);
                 assert_eq!(hmac.to_be_bytes(), proof[..8], "HMAC of the join's SYN/ACK");
-                let proof = join_hmac(self.key, self.server_key, nonce, theirs);
-                let mut hmac: [u8; 20] = proof[..20].try_into().expect("20 of 32 octets");
+                let mut hmac = self.join_hmac(self.key, self.server_key, nonce, theirs);
                 hmac[3] ^= u8::from(self.config.quirks.wrong_join_hmac);
-                s.role = Role::Join {
+                self.subflows[i].role = Role::Join {
                     address_id,
                     backup,
                     nonce,
                     hmac,
                 };
-                s.state = State::JoinWait;
             }
         }
     }
@@ -156,9 +155,12 @@ impl Client {
         let CapableContent::SynAck { sender_key } = capable.content else {
             panic!("MP_CAPABLE of a SYN/ACK: {capable:?}");
         };
-        // RFC 8684 §3.1: version 1, H set, the bits B and D to G clear.
-        assert_eq!(capable.version, 1);
-        let fixed = MpCapable::FLAG_EXTENSIBILITY | MpCapable::FLAGS_CRYPTO;
+        // RFC 8684 §3.1: the version, H set, the bits B and D to G clear; RFC 6824 §3.1: and C.
+        assert_eq!(capable.version, self.config.version);
+        let mut fixed = MpCapable::FLAG_EXTENSIBILITY | MpCapable::FLAGS_CRYPTO;
+        if capable.version == 0 {
+            fixed |= MpCapable::FLAG_NO_MORE_SUBFLOWS;
+        }
         assert_eq!(capable.flags & fixed, MpCapable::FLAG_SHA256);
         self.server_key = sender_key;
         self.server_denies_joins = capable.flags & MpCapable::FLAG_NO_MORE_SUBFLOWS != 0;
@@ -176,6 +178,8 @@ impl Client {
         if header.flags.contains(TcpFlags::RST) {
             // RFC 5961 §3.2: only the very next number resets, others in the window are challenged.
             s.needs_ack |= at > s.rcv_nxt && at < s.edge;
+            // RFC 6824 has no MP_TCPRST.
+            assert!(self.config.version > 0 || options.mptcp.tcprst.is_none());
             if at == s.rcv_nxt {
                 s.state = State::Reset(options.mptcp.tcprst.map(|r| r.reason));
                 s.stop_timers();
@@ -267,6 +271,7 @@ impl Client {
 
     fn on_signals(&mut self, i: usize, options: &TcpOptions) {
         if let Some(prio) = options.mptcp.prio {
+            assert_eq!(prio.address_id, None, "it has no reason to name an address");
             self.subflows[i].server_backup = prio.backup;
         }
         if let Some(remove) = options.mptcp.remove_addr {
@@ -275,19 +280,27 @@ impl Client {
         let Some(option) = options.mptcp.add_addr else {
             return;
         };
-        let Some(hmac) = option.hmac else {
-            self.echoed.push(option);
-            return;
-        };
+        let v0 = self.config.version == 0;
+        match option.form {
+            AddAddrForm::Echo => {
+                assert!(!v0, "RFC 6824 has no echo: {option:?}");
+                self.echoed.push(option);
+                return;
+            }
+            AddAddrForm::Signed(hmac) => {
+                assert!(!v0, "RFC 6824 §3.4.1: no HMAC in {option:?}");
+                let expected = add_addr_hmac(self.server_key, self.key, &option);
+                assert_eq!(hmac, expected, "HMAC of {option:?}");
+            }
+            AddAddrForm::Bare => assert!(v0, "RFC 8684 §3.4.1: no HMAC in {option:?}"),
+        }
         assert_ne!(option.address_id, 0, "0 is the initial address");
-        let expected = add_addr_hmac(self.server_key, self.key, &option);
-        assert_eq!(hmac, expected, "HMAC of {option:?}");
         self.announced.push(option);
         self.confirmed = true;
-        if self.config.echoes {
+        if self.config.echoes && !v0 {
             let s = &mut self.subflows[i];
             s.signals.add_addr = Some(AddAddr {
-                hmac: None,
+                form: AddAddrForm::Echo,
                 ..option
             });
             s.needs_ack = true;
@@ -339,7 +352,7 @@ impl Client {
             (s.timer, s.tries) = (None, 0);
         }
         if let Some(data_ack) = dss.data_ack {
-            let una = offset(data_ack, token_and_idsn(self.key).1, self.data_una);
+            let una = offset(data_ack, self.token_and_idsn(self.key).1, self.data_una);
             let end = self.data_nxt
                 + u64::from(self.data_fin_sent && self.data_nxt == self.tx.len() as u64);
             assert!(
@@ -363,7 +376,7 @@ impl Client {
             return;
         }
         self.server_uses_eight_octets = matches!(mapping.dsn, DsnWidth::Eight(_));
-        let idsn = token_and_idsn(self.server_key).1;
+        let idsn = self.token_and_idsn(self.server_key).1;
         let offset = offset(mapping.dsn, idsn, self.rx.len() as u64);
         let data_len = u64::from(mapping.len) - u64::from(dss.data_fin);
         assert_eq!(
@@ -417,7 +430,10 @@ impl Client {
         let Some((checksum, data)) = &m.checksum else {
             return true;
         };
-        let dsn = token_and_idsn(self.server_key).1.wrapping_add(1 + m.offset);
+        let dsn = self
+            .token_and_idsn(self.server_key)
+            .1
+            .wrapping_add(1 + m.offset);
         let len = (m.len + u64::from(m.data_fin)) as u16;
         *checksum == dss_checksum(dsn, m.at as u32, len, data)
     }

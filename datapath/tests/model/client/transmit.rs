@@ -142,7 +142,9 @@ impl Client {
         };
         let s = &mut self.subflows[i];
         let last = end == self.tx.len() as u64 && self.tx_closed;
-        let capable = multipath && !self.confirmed && s.role == Role::Initial && s.snd_nxt == 1;
+        // RFC 6824 §3.1: version 0 has no MP_CAPABLE with data.
+        let first = s.role == Role::Initial && s.snd_nxt == 1;
+        let capable = multipath && self.config.version > 0 && !self.confirmed && first;
         let data_fin = multipath && last && !capable && self.config.data_fin_with_data;
         self.data_fin_sent |= data_fin;
         if data_fin {
@@ -204,7 +206,7 @@ impl Client {
 
     fn data_fin(&self) -> Dss {
         let offset = self.tx.len() as u64;
-        let dsn = token_and_idsn(self.key).1.wrapping_add(1 + offset);
+        let dsn = self.token_and_idsn(self.key).1.wrapping_add(1 + offset);
         let checksum = self.checksum.then(|| dss_checksum(dsn, 0, 1, &[]));
         Dss {
             data_ack: Some(self.data_ack()),
@@ -228,7 +230,10 @@ impl Client {
 
     fn data_ack(&self) -> DsnWidth {
         let next = self.rx.len() as u64 + u64::from(self.peer_finished());
-        let value = token_and_idsn(self.server_key).1.wrapping_add(1 + next);
+        let value = self
+            .token_and_idsn(self.server_key)
+            .1
+            .wrapping_add(1 + next);
         // RFC 8684 §3.3.2: 8 octets are answered with 8 octets.
         if self.server_uses_eight_octets {
             DsnWidth::Eight(value)
@@ -302,7 +307,7 @@ impl Client {
             receiver_key: self.server_key ^ wrong,
         };
         MpCapable {
-            version: 1,
+            version: self.config.version,
             flags: self.capable_flags(),
             content,
         }
@@ -314,7 +319,11 @@ impl Client {
         } else {
             0
         };
-        MpCapable::FLAG_SHA256 | a
+        let algorithm = match self.config.version {
+            0 => MpCapable::FLAG_SHA1,
+            _ => MpCapable::FLAG_SHA256,
+        };
+        algorithm | a
     }
 
     fn emit_sent(&mut self, now: Instant, i: usize, sent: &Sent) -> Vec<u8> {
@@ -331,7 +340,10 @@ impl Client {
         if self.mode == Mode::Multipath && !sent.payload.is_empty() {
             // Blocks and a mapping do not fit together.
             options.sack = Default::default();
-            let dsn = token_and_idsn(self.key).1.wrapping_add(1 + sent.offset);
+            let dsn = self
+                .token_and_idsn(self.key)
+                .1
+                .wrapping_add(1 + sent.offset);
             let len = sent.payload.len() as u16 + u16::from(sent.data_fin);
             let checksum = self
                 .checksum
@@ -339,7 +351,7 @@ impl Client {
             if sent.capable {
                 options.mptcp.dss = None;
                 options.mptcp.capable = Some(MpCapable {
-                    version: 1,
+                    version: self.config.version,
                     flags: self.capable_flags(),
                     content: CapableContent::Data {
                         sender_key: self.key,
@@ -389,10 +401,15 @@ impl Client {
         match self.subflows[i].role {
             Role::Initial if config.multipath => {
                 let flags = self.capable_flags();
+                let sender_key = self.key;
+                let content = match config.version {
+                    0 => CapableContent::SynAck { sender_key },
+                    _ => CapableContent::Syn,
+                };
                 options.mptcp.capable = Some(MpCapable {
-                    version: 1,
+                    version: self.config.version,
                     flags,
-                    content: CapableContent::Syn,
+                    content,
                 });
             }
             Role::Initial => {}
@@ -433,8 +450,8 @@ impl Client {
         }
         let s = &self.subflows[i];
         if self.mode == Mode::Multipath && s.gave_up && !fastclose {
-            // RFC 8684 §3.6: middlebox interference.
-            options.mptcp.tcprst = Some(MpTcprst {
+            // RFC 8684 §3.6: middlebox interference. RFC 6824 has no reasons.
+            options.mptcp.tcprst = (self.config.version > 0).then_some(MpTcprst {
                 transient: false,
                 reason: 6,
             });
