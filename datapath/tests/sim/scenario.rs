@@ -9,7 +9,7 @@ use crate::model::server::ServiceSetup;
 use crate::model::sim::{Family, SERVICE_PORT, SimConfig};
 use crate::model::subflow::Again;
 use ipnet::IpNet;
-use mpx_datapath::engine::{Announce, JoinRule, Patience};
+use mpx_datapath::engine::{Announce, JoinRule, Patience, Versions};
 use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::time::Duration;
 
@@ -26,7 +26,7 @@ const MEMORY_MIN_BYTES: usize = 100_000;
 
 /// Draws of a seed, laid over each other. Each layer has a stream of its own: what is added in a new
 /// one leaves to every seed what it drew before.
-pub const LAYERS: u64 = 8;
+pub const LAYERS: u64 = 9;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -147,6 +147,9 @@ impl Scenario {
         }
         if layers > 7 {
             Draw::new(seed, 7).addresses(&mut scenario);
+        }
+        if layers > 8 {
+            Draw::new(seed, 8).versions(&mut scenario);
         }
         scenario
     }
@@ -669,6 +672,15 @@ impl Draw {
         policy.deny_join_initial = self.one_in(8);
         for plan in &mut scenario.clients {
             plan.config.echoes = !self.one_in(4);
+        }
+    }
+
+    /// Clients of either version of Multipath TCP, and servers that do not speak both.
+    fn versions(&mut self, scenario: &mut Scenario) {
+        let (v0, v1) = self.pick(&[(true, true), (true, true), (true, false), (false, true)]);
+        scenario.sim.versions = Versions { v0, v1 };
+        for plan in &mut scenario.clients {
+            plan.config.version = self.pick(&[0, 0, 1]);
         }
     }
 
