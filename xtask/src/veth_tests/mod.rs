@@ -10,6 +10,7 @@ mod bad_input;
 mod diagnostics;
 mod ecn;
 mod emulated;
+mod fallback;
 mod faults;
 mod lab;
 mod links;
@@ -44,6 +45,8 @@ pub(crate) struct Case {
     mpxd_only: bool,
     /// The body starts what server it needs.
     no_server: bool,
+    /// The client's kernel is to fall back to TCP.
+    falls_back: bool,
     configure: fn(&mut Config),
     body: Body,
 }
@@ -60,6 +63,7 @@ impl Case {
             link: None,
             mpxd_only: false,
             no_server: false,
+            falls_back: false,
             configure: |_| {},
             body: Box::new(body),
         }
@@ -87,6 +91,11 @@ impl Case {
 
     fn mpxd_only(mut self) -> Self {
         self.mpxd_only = true;
+        self
+    }
+
+    fn falls_back(mut self) -> Self {
+        self.falls_back = true;
         self
     }
 
@@ -119,6 +128,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(links::cases());
     cases.extend(ecn::cases());
     cases.extend(emulated::cases());
+    cases.extend(fallback::cases());
     cases.extend(path_mtu::cases());
     cases.extend(addresses::cases());
     cases.extend(shutdown::cases());
