@@ -306,7 +306,14 @@ fn readable(status: &Value) -> String {
         seconds / 60 % 60,
         seconds % 60
     );
-    let tables = ["connections", "half_open", "flows", "tokens", "time_wait"];
+    let tables = [
+        "connections",
+        "half_open",
+        "stranded",
+        "flows",
+        "tokens",
+        "time_wait",
+    ];
     rows(&mut text, "tables", tables.map(|key| (key, number(key))));
     let memory = ["used_bytes", "limit_bytes", "share_bytes", "pressure"];
     let figure = |key: &'static str| {
@@ -413,6 +420,7 @@ mod tests {
                 draining: true,
                 connections: 1,
                 half_open: 0,
+                stranded: 0,
                 flows: 2,
                 tokens: 1,
                 time_wait: 4,
@@ -512,6 +520,7 @@ mod tests {
                 "half_open",
                 "memory",
                 "queues",
+                "stranded",
                 "time_wait",
                 "tokens",
                 "uptime_ms",

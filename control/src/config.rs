@@ -109,6 +109,8 @@ pub(crate) struct Limits {
     pub(crate) max_subflows: usize,
     /// Handshakes that wait for their third ACK.
     pub(crate) max_half_open: usize,
+    /// Connections that have no subflow left and wait for one.
+    pub(crate) max_stranded: usize,
     /// Per connection, shared by its subflows: how far the receive window grows.
     pub(crate) receive_buffer_max_bytes: usize,
     /// Per connection: how far what the app may write ahead of the acknowledgments grows.
@@ -274,6 +276,7 @@ struct RawService {
     persist_interval_max_ms: Option<Spanned<u64>>,
     persist_probes: Option<Spanned<u64>>,
     user_timeout_ms: Option<Spanned<u64>>,
+    no_subflow_timeout_ms: Option<Spanned<u64>>,
 }
 
 #[derive(Deserialize)]
@@ -310,6 +313,7 @@ struct RawLimits {
     max_connections: Option<Spanned<u64>>,
     max_subflows: Option<Spanned<u64>>,
     max_half_open: Option<Spanned<u64>>,
+    max_stranded: Option<Spanned<u64>>,
     receive_buffer_max_bytes: Option<Spanned<u64>>,
     send_buffer_max_bytes: Option<Spanned<u64>>,
     memory_max_bytes: Option<Spanned<u64>>,
@@ -408,9 +412,14 @@ const EXAMPLES: &[(&str, &str)] = &[
         "user_timeout_ms",
         "user_timeout_ms = 100000, or 0 to go by the number of retransmissions",
     ),
+    (
+        "no_subflow_timeout_ms",
+        "no_subflow_timeout_ms = 60000, or 0 to end with the last subflow",
+    ),
     ("max_connections", "max_connections = 65536"),
     ("max_subflows", "max_subflows = 8"),
     ("max_half_open", "max_half_open = 4096"),
+    ("max_stranded", "max_stranded = 16384"),
     (
         "receive_buffer_max_bytes",
         "receive_buffer_max_bytes = 8388608",
@@ -787,6 +796,12 @@ impl Source<'_> {
                 default.persist_probes,
             )?,
             user_timeout: (!user_timeout.is_zero()).then_some(user_timeout),
+            without_subflow: millis(
+                "service.no_subflow_timeout_ms",
+                &raw.no_subflow_timeout_ms,
+                default.without_subflow,
+                0..=DAY_MS,
+            )?,
         })
     }
 
@@ -943,6 +958,12 @@ impl Source<'_> {
                 &raw.max_half_open,
                 4_096,
                 1..=1 << 24,
+            )?,
+            max_stranded: number(
+                "limits.max_stranded",
+                &raw.max_stranded,
+                16_384,
+                0..=1 << 24,
             )?,
             receive_buffer_max_bytes: number(
                 "limits.receive_buffer_max_bytes",
@@ -1218,6 +1239,7 @@ server = { id = 2, of = 4 }
 max_connections = 10
 max_subflows = 2
 max_half_open = 5
+max_stranded = 6
 receive_buffer_max_bytes = 65536
 send_buffer_max_bytes = 131072
 memory_max_bytes = 268435456
@@ -1241,6 +1263,7 @@ keepalive_probes = 3
 persist_interval_max_ms = 2000
 persist_probes = 4
 user_timeout_ms = 5000
+no_subflow_timeout_ms = 7000
 [service.app]
 kind = "proxy"
 backends = ["127.0.0.1:1", "[::1]:2"]
@@ -1274,6 +1297,7 @@ app = { kind = "echo" }
                 max_connections: 10,
                 max_subflows: 2,
                 max_half_open: 5,
+                max_stranded: 6,
                 receive_buffer_max_bytes: 65536,
                 send_buffer_max_bytes: 131072,
                 memory_max_bytes: Some(1 << 28),
@@ -1335,6 +1359,7 @@ app = { kind = "echo" }
                 persist_interval_max: Duration::from_secs(2),
                 persist_probes: 4,
                 user_timeout: Some(Duration::from_secs(5)),
+                without_subflow: Duration::from_secs(7),
             }
         );
 

@@ -266,6 +266,7 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
         owner_bits: OWNER_BITS_DEFAULT,
         connections_max: config.limits.max_connections,
         half_open_max: config.limits.max_half_open,
+        stranded_max: config.limits.max_stranded,
         subflows_per_connection_max: config.limits.max_subflows,
         buffers: Buffers {
             receive_max_bytes: config.limits.receive_buffer_max_bytes,

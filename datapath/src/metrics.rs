@@ -81,6 +81,11 @@ counters! {
 
     passive_opens => "PassiveOpens",
     connections_closed => "ConnectionsClosed",
+    /// Connections that lost their last subflow, and those of them that one joined in time.
+    stranded => "Stranded",
+    rejoined => "Rejoined",
+    /// Such connections that were ended to make room.
+    stranded_overflow => "StrandedOverflow",
     time_wait_entered => "TimeWaitEntered",
     time_wait_recycled => "TWRecycled",
     resets_received => "EstabResets",

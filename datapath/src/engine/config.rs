@@ -24,6 +24,8 @@ pub struct EngineConfig {
     pub half_open_max: usize,
     /// Keys drawn ahead in idle time.
     pub keys_ahead_max: usize,
+    /// Connections without a subflow: the one that has been so for longest makes room for another.
+    pub stranded_max: usize,
     pub subflows_per_connection_max: usize,
     /// Of one connection.
     pub buffers: Buffers,
@@ -56,6 +58,7 @@ impl EngineConfig {
             connections_max: 100_000,
             half_open_max: 16_384,
             keys_ahead_max: 1_024,
+            stranded_max: 16_384,
             subflows_per_connection_max: 8,
             buffers: Buffers::default(),
             memory_max_bytes: 1 << 30,
@@ -123,6 +126,9 @@ pub struct Patience {
     /// hear nothing of it (RFC 9293 §3.8.3 R2, RFC 5482). `None`: the number of retransmissions and
     /// of probes decides.
     pub user_timeout: Option<Duration>,
+    /// How long a connection over Multipath TCP that has no subflow left may be joined (RFC 8684
+    /// §3.3.3); zero: not at all.
+    pub without_subflow: Duration,
 }
 
 impl Patience {
@@ -144,6 +150,8 @@ impl Default for Patience {
             persist_interval_max: Duration::from_secs(60),
             persist_probes: 10,
             user_timeout: None,
+            // As long as Linux waits (net.mptcp.close_timeout).
+            without_subflow: Duration::from_secs(60),
         }
     }
 }

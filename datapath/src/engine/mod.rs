@@ -16,6 +16,7 @@ mod listen;
 mod open;
 mod policy;
 mod report;
+mod stranded;
 mod time_wait;
 
 pub use crate::mptcp::Versions;
@@ -50,6 +51,7 @@ use limit::RateLimit;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
+use stranded::Stranded;
 use time_wait::TimeWaitTable;
 
 /// A direction of one connection has at most this part of the worker's memory.
@@ -85,6 +87,7 @@ pub struct Engine {
     connections: Slab<Box<Connection>>,
     next_generation: u32,
     half_open: usize,
+    stranded: Stranded,
     flows: FlowTable,
     tokens: HashMap<u32, u32, rustc_hash::FxBuildHasher>,
     keys: KeyPool,
@@ -127,6 +130,7 @@ impl Engine {
             connections: Slab::new(),
             next_generation: 0,
             half_open: 0,
+            stranded: Stranded::default(),
             flows: FlowTable::new(&mut *entropy),
             tokens: HashMap::default(),
             keys: keys_ahead(&config, Version::V1),
@@ -413,7 +417,14 @@ impl Engine {
         }
         connection.refresh(now);
         self.metrics.memory_pressures += u64::from(self.memory.settle(connection));
+        let subflows_changed = connection.events.stranded || connection.events.rejoined;
+        if subflows_changed {
+            self.note_subflows(index);
+        }
         self.after_transmit(index, now);
+        if subflows_changed {
+            self.bound_stranded(now);
+        }
     }
 
     /// Takes what retired out of the tables, frees a connection that is gone, queues the rest.
@@ -475,6 +486,7 @@ impl Engine {
     fn remove_connection(&mut self, index: usize) {
         let connection = self.connections.remove(index);
         self.memory.close(connection.charged_bytes);
+        self.forget_stranded(connection.stranded_since.is_some());
         if connection.token != 0 {
             self.tokens.remove(&connection.token);
         }

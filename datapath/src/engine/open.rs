@@ -60,13 +60,14 @@ impl Engine {
             self.reply_reset(now, iface, segment);
             return;
         }
-        if self.connections.len() >= self.config.connections_max
-            || self.half_open >= self.config.half_open_max
-        {
+        let full = self.connections.len() >= self.config.connections_max;
+        if self.half_open >= self.config.half_open_max || full && !self.end_oldest_stranded(now) {
             self.metrics.listen_overflows += 1;
             return;
         }
         if !self.memory.admits(CONNECTION_BYTES) {
+            // For the client's next SYN.
+            self.end_oldest_stranded(now);
             self.metrics.memory_refused += 1;
             return;
         }

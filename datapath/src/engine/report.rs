@@ -16,6 +16,8 @@ pub struct EngineReport {
     /// Open ones and half-open ones.
     pub connections: usize,
     pub half_open: usize,
+    /// Those that have no subflow and wait for one.
+    pub stranded: usize,
     /// Flow table entries, TIME-WAIT left out.
     pub flows: usize,
     pub tokens: usize,
@@ -175,6 +177,7 @@ impl Engine {
             draining: self.draining,
             connections: self.connections.len(),
             half_open: self.half_open,
+            stranded: self.stranded.count(),
             flows: self.flows.len() - self.time_wait.len(),
             tokens: self.tokens.len(),
             time_wait: self.time_wait.len(),

@@ -64,10 +64,10 @@ impl Connection {
     }
 
     /// A subflow is over, without TIME-WAIT. `end` is how the connection ended if this was its
-    /// last and nothing else ended it.
+    /// last, nothing else ended it and no other may join.
     pub fn drop_subflow(&mut self, index: usize, end: End) {
         self.retire(index, None);
-        if self.subflows.is_empty() {
+        if self.subflows.is_empty() && !self.outlives_subflows() {
             self.end.get_or_insert(if self.streams_closed() {
                 End::Finished
             } else {
@@ -87,7 +87,7 @@ impl Connection {
             ts: subflow.ts,
         };
         self.retire(index, Some(state));
-        if self.subflows.is_empty() {
+        if self.subflows.is_empty() && !self.outlives_subflows() {
             self.end.get_or_insert(if self.streams_closed() {
                 End::Finished
             } else {
@@ -174,17 +174,7 @@ impl Connection {
                     }
                 }
             }
-            Mode::Mptcp => {
-                // RFC 8684 §3.3.3: with FINs on all subflows and no DATA_FIN it is closed after a
-                // timeout; until then a subflow may join.
-                let ended = |s: &Subflow| !s.state.may_receive() && s.state != State::SynReceived;
-                if self.rcv.fin_taken() || !self.subflows.iter().all(|(_, s)| ended(s)) {
-                    self.give_up_at = None;
-                } else {
-                    self.give_up_at
-                        .get_or_insert(now + self.settings.fin_timeout);
-                }
-            }
+            Mode::Mptcp if self.end.is_none() => self.watch_subflows(now),
             _ => {}
         }
         let lowest = self

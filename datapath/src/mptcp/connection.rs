@@ -82,6 +82,9 @@ pub struct Events {
     pub opened: bool,
     pub fell_back: bool,
     pub readable: bool,
+    /// It has no subflow left, or has one again; not for the app.
+    pub stranded: bool,
+    pub rejoined: bool,
 }
 
 /// A subflow that is gone from the connection.
@@ -161,6 +164,8 @@ pub struct Connection {
     pub fin_hold_at: Option<Instant>,
     /// Then whatever is left is reset.
     pub give_up_at: Option<Instant>,
+    /// Since when no subflow is open, and one may join.
+    pub stranded_since: Option<Instant>,
 
     pub events: Events,
     /// The app was told that it is open.
@@ -224,6 +229,7 @@ impl Connection {
             data_heard_at: now,
             fin_hold_at: None,
             give_up_at: None,
+            stranded_since: None,
             events: Events::default(),
             app_opened: false,
             write_blocked: false,
@@ -243,7 +249,7 @@ impl Connection {
 
     /// Nothing is left of it.
     pub fn is_gone(&self) -> bool {
-        self.subflows.is_empty()
+        self.subflows.is_empty() && self.end.is_some()
     }
 
     /// Both streams have ended and both ends know it.
@@ -358,6 +364,10 @@ impl Connection {
             if due(self.user_timeout_at(index)) {
                 metrics.user_timeouts += 1;
                 self.give_up_subflow(index, metrics);
+                if self.all_being_reset() {
+                    // It is the connection's (RFC 8684 §4): nothing else is waited for.
+                    self.end.get_or_insert(End::TimedOut);
+                }
                 continue;
             }
             let Some(subflow) = self.subflows.get_mut(index) else {
@@ -532,9 +542,13 @@ impl Connection {
     pub(super) fn give_up_subflow(&mut self, index: usize, metrics: &mut crate::metrics::Metrics) {
         metrics.subflow_timeouts += 1;
         self.reset_subflow(index, RST_PERFORMANCE);
-        if self.subflows.iter().all(|(_, s)| s.reset.is_some()) {
+        if self.all_being_reset() && !self.outlives_subflows() {
             self.end.get_or_insert(End::TimedOut);
         }
+    }
+
+    fn all_being_reset(&self) -> bool {
+        self.subflows.iter().all(|(_, s)| s.reset.is_some())
     }
 
     /// Adds a subflow in SYN-RECEIVED and returns its index.

@@ -4,8 +4,8 @@
 //!
 //! [`Connection`] is split by what happens to it: [`receive`] takes segments in and hands their parts
 //! to `handshake`, `options`, [`signal`] and `text`; [`schedule`] decides what goes where and when; [`transmit`]
-//! writes frames, for which [`path_mtu`] finds the size; [`fallback`] makes plain TCP of it, and [`close`]
-//! ends things.
+//! writes frames, for which [`path_mtu`] finds the size; [`fallback`] makes plain TCP of it, `survival` bears
+//! that it has no subflow, and [`close`] ends things.
 
 pub mod address;
 pub mod autotune;
@@ -20,6 +20,7 @@ pub mod receive;
 pub mod schedule;
 pub mod signal;
 pub mod subflow;
+mod survival;
 mod text;
 pub mod transmit;
 mod version;

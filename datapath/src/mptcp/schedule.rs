@@ -183,6 +183,7 @@ impl Connection {
     /// RFC 8684 §3.3.6: a data-level timer, above those of the subflows.
     pub fn arm_data_timer(&mut self, now: Instant) {
         if self.mode == Mode::Mptcp
+            && self.stranded_since.is_none()
             && self.data_rto_at.is_none()
             && self.snd.snd_una.before(self.snd.snd_nxt)
         {

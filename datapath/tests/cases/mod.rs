@@ -13,6 +13,7 @@ mod pen;
 mod review;
 mod script;
 mod states;
+mod survival;
 mod timers;
 mod transfer;
 mod v0;

@@ -344,6 +344,27 @@ impl Client {
         (self.data_timer, self.data_fin_timer, self.persist_timer) = (None, None, None);
     }
 
+    /// Loses all its subflows, with a word to the server or without, and keeps the connection.
+    pub fn lose_subflows(&mut self, silently: bool) {
+        for i in 0..self.subflows.len() {
+            if !self.subflows[i].alive() {
+                continue;
+            }
+            match silently {
+                true => {
+                    self.subflows[i].vanish();
+                    self.carry_again(i);
+                }
+                false => self.reset(i),
+            }
+        }
+    }
+
+    /// The server has shown that it takes this for Multipath TCP.
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed
+    }
+
     /// Ends one subflow with a FIN; the connection goes on over the others.
     pub fn leave(&mut self, i: usize) {
         self.subflows[i].leaving = true;

@@ -215,6 +215,7 @@ fn engine_config(config: &SimConfig) -> EngineConfig {
     engine.subflows_per_connection_max = config.subflows_max;
     engine.connections_max = config.connections_max;
     engine.half_open_max = config.half_open_max;
+    engine.stranded_max = config.stranded_max;
     engine.time_wait_max = config.time_wait_max;
     engine
 }

@@ -94,6 +94,7 @@ pub struct SimConfig {
     pub subflows_max: usize,
     pub connections_max: usize,
     pub half_open_max: usize,
+    pub stranded_max: usize,
     pub time_wait_max: usize,
     pub patience: Patience,
     /// For the frames as the server sees them, in place of the file that the environment names.
@@ -124,6 +125,7 @@ impl SimConfig {
             subflows_max: 8,
             connections_max: 100_000,
             half_open_max: 16_384,
+            stranded_max: 16_384,
             time_wait_max: 65_536,
             patience: Patience {
                 keepalive: None,

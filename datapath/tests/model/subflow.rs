@@ -201,6 +201,8 @@ pub struct Subflow {
     pub fail_dsn: Option<u64>,
     /// Its host is gone and answers nothing.
     pub vanished: bool,
+    /// T of the MP_TCPRST that the server reset it with, if there was one.
+    pub reset_transient: Option<bool>,
     /// Our FIN follows what is sent here, whatever becomes of the connection.
     pub leaving: bool,
     pub repair: Repair,
@@ -277,6 +279,7 @@ impl Subflow {
             gave_up: false,
             fail_dsn: None,
             vanished: false,
+            reset_transient: None,
             leaving: false,
             repair: Repair::default(),
             mappings: Vec::new(),

@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Any timeout that grew while the paths were bad has passed this long after they are in order: who
 /// answers is given up no more.
 const AMNESTY: Duration = Duration::from_secs(150);
+/// A client that has no subflow left tries to open one so often.
+const REJOINS_MAX: usize = 20;
 /// Longer than any timer of the engine.
 const LAST_TIMER: Duration = Duration::from_secs(300);
 
@@ -64,6 +66,10 @@ struct Actor<'a> {
     resizes: usize,
     signals: usize,
     gulps: usize,
+    blackouts: usize,
+    /// It has no subflow, and when it tries again to open one, on which path.
+    rejoin: Option<(Duration, usize)>,
+    rejoins: usize,
     left: bool,
     aborted: bool,
     /// Somebody else came with its address and port,
@@ -94,6 +100,9 @@ pub fn play(scenario: &Scenario) -> Outcome {
             resizes: 0,
             signals: 0,
             gulps: 0,
+            blackouts: 0,
+            rejoin: None,
+            rejoins: 0,
             left: false,
             aborted: false,
             replaced: false,
@@ -203,7 +212,7 @@ impl Runner<'_> {
     /// The client is done, as far as it knows.
     fn is_over(&self, i: usize) -> bool {
         let client = self.actors[i].client.map(|c| &self.sim.clients[c]);
-        client.is_some_and(Client::closed)
+        client.is_some_and(Client::closed) && self.actors[i].rejoin.is_none()
     }
 
     fn start(&mut self, i: usize, faults: bool) {
@@ -235,7 +244,9 @@ impl Runner<'_> {
     /// that would draw an answer.
     fn lose_patience(&mut self) {
         for actor in &mut self.actors {
-            let Some(c) = actor.client else { continue };
+            let Some(c) = actor.client.filter(|_| actor.rejoin.is_none()) else {
+                continue;
+            };
             let client = &mut self.sim.clients[c];
             let cause = self.sim.app.with_client(c, |r| r.closed);
             let left_alone = match cause {
@@ -259,8 +270,9 @@ impl Runner<'_> {
     fn all_done(&self) -> bool {
         let closed = |c| self.sim.app.with_client(c, |r| r.closed.is_some());
         self.actors.iter().all(|a| {
-            a.client
-                .is_some_and(|c| self.sim.clients[c].closed() && closed(c).unwrap_or(true))
+            a.rejoin.is_none()
+                && a.client
+                    .is_some_and(|c| self.sim.clients[c].closed() && closed(c).unwrap_or(true))
         })
     }
 
@@ -337,8 +349,9 @@ impl Runner<'_> {
             noticed, self.sim.corrupted_to_server,
             "frames dropped as damaged, and frames that were"
         );
-        let timeouts =
-            server.count(|m| m.subflow_timeouts + m.give_up_timeouts + m.syn_ack_timeouts);
+        let timeouts = server.count(|m| {
+            m.subflow_timeouts + m.give_up_timeouts + m.syn_ack_timeouts + m.stranded_overflow
+        });
         self.check_given_up();
         let mut outcome = Outcome::default();
         for actor in &self.actors {
@@ -379,6 +392,7 @@ impl Actor<'_> {
             return;
         };
         if self.aborted || self.replaced {
+            self.rejoin = None;
             return;
         }
         let passed = passed - starts;
@@ -435,6 +449,44 @@ impl Actor<'_> {
         while let Some((_, how)) = plan.leaves.get(self.leaves).filter(|l| l.0 <= passed) {
             self.leaves += 1;
             self.leave(sim, c, *how);
+        }
+        self.black_out(sim, c, passed);
+    }
+
+    /// All subflows go; after a while, and again and again if need be, one is opened.
+    fn black_out(&mut self, sim: &mut Sim, c: usize, passed: Duration) {
+        let blackouts = &self.plan.blackouts;
+        while let Some(blackout) = blackouts.get(self.blackouts).filter(|b| b.at <= passed) {
+            self.blackouts += 1;
+            if sim.clients[c].is_confirmed() && !client_is_closing(sim, c) {
+                sim.clients[c].lose_subflows(blackout.silent);
+                self.rejoin = Some((passed + blackout.pause, blackout.path));
+                self.rejoins = 0;
+                // Its resets leave in this tick.
+                return;
+            }
+        }
+        let Some((at, path)) = self.rejoin else {
+            return;
+        };
+        let client = &sim.clients[c];
+        if client.subflows.iter().any(|s| s.open()) {
+            self.rejoin = None;
+            return;
+        }
+        let over = client.fastclosed || client.all_acknowledged() && client.peer_finished();
+        // Nobody knows its token any more.
+        let unknown = client.subflows.last().map(|s| s.state) == Some(State::Reset(Some(1)));
+        if over || unknown || self.rejoins == REJOINS_MAX {
+            self.rejoin = None;
+        } else if at <= passed && !client.subflows.iter().any(|s| s.alive()) {
+            self.rejoins += 1;
+            sim.join_as(c, path, false, None);
+            let paths = &sim.config.paths;
+            let others = (1..=paths.len()).map(|n| (path + n) % paths.len());
+            let mut sound = others.filter(|&n| paths[n].meddling.is_harmless());
+            let next = sound.next().unwrap_or(path);
+            self.rejoin = Some((passed + Duration::from_secs(1), next));
         }
     }
 
@@ -548,6 +600,7 @@ impl Actor<'_> {
         let excused = late
             || timeouts
             || client.gave_up()
+            || self.blackouts > 0 && sim.config.patience.without_subflow.is_zero()
             || client.config.quirks.distrusts_paths
             || self.left
             || self.cut_short

@@ -26,7 +26,7 @@ const MEMORY_MIN_BYTES: usize = 100_000;
 
 /// Draws of a seed, laid over each other. Each layer has a stream of its own: what is added in a new
 /// one leaves to every seed what it drew before.
-pub const LAYERS: u64 = 9;
+pub const LAYERS: u64 = 10;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -62,6 +62,19 @@ pub struct Plan {
     pub signals: Vec<(Duration, Signal)>,
     /// It reads all there is at once, and then goes on as before.
     pub gulps: Vec<Duration>,
+    pub blackouts: Vec<Blackout>,
+}
+
+/// A time without any subflow.
+#[derive(Clone, Copy, Debug)]
+pub struct Blackout {
+    pub at: Duration,
+    /// Until the client joins again.
+    pub pause: Duration,
+    /// The server is not told.
+    pub silent: bool,
+    /// The first to be tried.
+    pub path: usize,
 }
 
 /// Another subflow.
@@ -150,6 +163,9 @@ impl Scenario {
         }
         if layers > 8 {
             Draw::new(seed, 8).versions(&mut scenario);
+        }
+        if layers > 9 {
+            Draw::new(seed, 9).blackouts(&mut scenario);
         }
         scenario
     }
@@ -429,6 +445,7 @@ impl Draw {
             resizes: Vec::new(),
             signals: Vec::new(),
             gulps: Vec::new(),
+            blackouts: Vec::new(),
         }
     }
 
@@ -681,6 +698,40 @@ impl Draw {
         scenario.sim.versions = Versions { v0, v1 };
         for plan in &mut scenario.clients {
             plan.config.version = self.pick(&[0, 0, 1]);
+        }
+    }
+
+    /// Clients that lose all their subflows, and servers that wait for them, or not for long.
+    fn blackouts(&mut self, scenario: &mut Scenario) {
+        let end = scenario.faults.as_millis() as usize;
+        let mut sound = Vec::new();
+        for (i, path) in scenario.sim.paths.iter().enumerate() {
+            sound.extend(path.meddling.is_harmless().then_some(i));
+        }
+        if self.one_in(4) {
+            let seconds = self.pick(&[0, 1, 10]);
+            scenario.sim.patience.without_subflow = Duration::from_secs(seconds);
+        }
+        if self.one_in(4) {
+            scenario.sim.stranded_max = self.below(4);
+        }
+        for plan in &mut scenario.clients {
+            let quirks = &plan.config.quirks;
+            let spoilt = quirks.no_options_after_syn
+                || quirks.no_options_after_third_ack
+                || quirks.distrusts_paths;
+            if !plan.config.multipath || spoilt || sound.is_empty() || !self.one_in(3) {
+                continue;
+            }
+            for _ in 0..1 + self.below(3) {
+                plan.blackouts.push(Blackout {
+                    at: self.millis(0, end),
+                    pause: Duration::from_millis(self.magnitude(80_000) as u64),
+                    silent: self.one_in(3),
+                    path: self.pick(&sound),
+                });
+            }
+            plan.blackouts.sort_by_key(|b| b.at);
         }
     }
 

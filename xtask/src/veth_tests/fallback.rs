@@ -43,11 +43,15 @@ fn falls_back(lab: &mut Lab, stripped: Stripped) -> Result<(), String> {
     strip(lab, stripped)?;
     for port in [WEB, NO_CHECKSUM] {
         lab.download(Client::Mptcp, Family::V4, port, FILE)?;
-        lab.upload(Client::Mptcp, Family::V4, port, FILE)?;
+        // Linux falls back at the first acknowledgment without a DATA_ACK, but without the infinite mapping
+        // that RFC 8684 §3.7 has it send: text without a mapping behind text with one is not believed.
+        if !matches!(stripped, Stripped::AllDown) {
+            lab.upload(Client::Mptcp, Family::V4, port, FILE)?;
+        }
     }
     let status = lab.mpxd()?.status()?;
     let client = lab.client_counters()?;
-    // Four connections, each with a fallback on the side that can know of it.
+    // Two or four connections, each with a fallback on the side that can know of it.
     let (counter, kernel) = match stripped {
         Stripped::Syn => return no_fallback(status.counter("MPCapableSYNRX")?),
         Stripped::SynAck => (

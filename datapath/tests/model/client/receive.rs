@@ -182,6 +182,7 @@ impl Client {
             assert!(self.config.version > 0 || options.mptcp.tcprst.is_none());
             if at == s.rcv_nxt {
                 s.state = State::Reset(options.mptcp.tcprst.map(|r| r.reason));
+                s.reset_transient = options.mptcp.tcprst.map(|r| r.transient);
                 s.stop_timers();
                 if let Some(MpFastclose { receiver_key }) = options.mptcp.fastclose {
                     assert_eq!(
