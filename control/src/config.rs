@@ -111,6 +111,12 @@ pub(crate) struct Limits {
     pub(crate) max_half_open: usize,
     /// Connections that have no subflow left and wait for one.
     pub(crate) max_stranded: usize,
+    /// So many of them, and SYNs are answered with cookies; above `max_half_open`: never.
+    pub(crate) syn_cookies_from: usize,
+    /// Joins of one source that wait for their third ACK.
+    pub(crate) max_pending_joins_per_source: u32,
+    /// Keys that are drawn in idle time.
+    pub(crate) max_keys_ahead: usize,
     /// Per connection, shared by its subflows: how far the receive window grows.
     pub(crate) receive_buffer_max_bytes: usize,
     /// Per connection: how far what the app may write ahead of the acknowledgments grows.
@@ -314,6 +320,9 @@ struct RawLimits {
     max_subflows: Option<Spanned<u64>>,
     max_half_open: Option<Spanned<u64>>,
     max_stranded: Option<Spanned<u64>>,
+    syn_cookies_from: Option<Spanned<u64>>,
+    max_pending_joins_per_source: Option<Spanned<u64>>,
+    max_keys_ahead: Option<Spanned<u64>>,
     receive_buffer_max_bytes: Option<Spanned<u64>>,
     send_buffer_max_bytes: Option<Spanned<u64>>,
     memory_max_bytes: Option<Spanned<u64>>,
@@ -420,6 +429,12 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("max_subflows", "max_subflows = 8"),
     ("max_half_open", "max_half_open = 4096"),
     ("max_stranded", "max_stranded = 16384"),
+    ("syn_cookies_from", "syn_cookies_from = 1024"),
+    (
+        "max_pending_joins_per_source",
+        "max_pending_joins_per_source = 1024",
+    ),
+    ("max_keys_ahead", "max_keys_ahead = 1024"),
     (
         "receive_buffer_max_bytes",
         "receive_buffer_max_bytes = 8388608",
@@ -965,6 +980,24 @@ impl Source<'_> {
                 16_384,
                 0..=1 << 24,
             )?,
+            syn_cookies_from: number(
+                "limits.syn_cookies_from",
+                &raw.syn_cookies_from,
+                1_024,
+                0..=1 << 25,
+            )?,
+            max_pending_joins_per_source: number(
+                "limits.max_pending_joins_per_source",
+                &raw.max_pending_joins_per_source,
+                1_024,
+                1..=1 << 24,
+            )? as u32,
+            max_keys_ahead: number(
+                "limits.max_keys_ahead",
+                &raw.max_keys_ahead,
+                1_024,
+                0..=1 << 20,
+            )?,
             receive_buffer_max_bytes: number(
                 "limits.receive_buffer_max_bytes",
                 &raw.receive_buffer_max_bytes,
@@ -1240,6 +1273,9 @@ max_connections = 10
 max_subflows = 2
 max_half_open = 5
 max_stranded = 6
+syn_cookies_from = 3
+max_pending_joins_per_source = 6
+max_keys_ahead = 7
 receive_buffer_max_bytes = 65536
 send_buffer_max_bytes = 131072
 memory_max_bytes = 268435456
@@ -1298,6 +1334,9 @@ app = { kind = "echo" }
                 max_subflows: 2,
                 max_half_open: 5,
                 max_stranded: 6,
+                syn_cookies_from: 3,
+                max_pending_joins_per_source: 6,
+                max_keys_ahead: 7,
                 receive_buffer_max_bytes: 65536,
                 send_buffer_max_bytes: 131072,
                 memory_max_bytes: Some(1 << 28),

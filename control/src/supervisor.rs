@@ -267,6 +267,9 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
         connections_max: config.limits.max_connections,
         half_open_max: config.limits.max_half_open,
         stranded_max: config.limits.max_stranded,
+        syn_cookies_from: config.limits.syn_cookies_from,
+        pending_joins_per_source_max: config.limits.max_pending_joins_per_source,
+        keys_ahead_max: config.limits.max_keys_ahead,
         subflows_per_connection_max: config.limits.max_subflows,
         buffers: Buffers {
             receive_max_bytes: config.limits.receive_buffer_max_bytes,

@@ -116,6 +116,21 @@ pub fn hmac_64_valid(expected: u64, received: u64) -> bool {
 pub struct Secrets {
     isn: [u8; 16],
     timestamp: [u8; 16],
+    cookie: [u8; 16],
+    cookie_key: [u8; 16],
+}
+
+/// What a SYN cookie is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SynFacts {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// The sequence number of the client's SYN.
+    pub irs: TcpSeq,
+    /// It has the timestamps option.
+    pub timestamps: bool,
+    /// When it came, by a coarse clock.
+    pub tick: u32,
 }
 
 impl Secrets {
@@ -123,9 +138,13 @@ impl Secrets {
         let mut secrets = Secrets {
             isn: [0; 16],
             timestamp: [0; 16],
+            cookie: [0; 16],
+            cookie_key: [0; 16],
         };
         entropy.fill(&mut secrets.isn);
         entropy.fill(&mut secrets.timestamp);
+        entropy.fill(&mut secrets.cookie);
+        entropy.fill(&mut secrets.cookie_key);
         secrets
     }
 
@@ -141,6 +160,28 @@ impl Secrets {
     /// and TSval goes on rising from one connection of a 4-tuple to the next.
     pub fn timestamp_offset(&self, src: SocketAddr, dst: SocketAddr) -> u32 {
         prf(&self.timestamp, src, dst)
+    }
+
+    /// Two MACs for a SYN cookie: of 4-tuple and tick alone, and of everything.
+    // RFC 4987 §3.6.
+    pub fn cookie_macs(&self, facts: &SynFacts) -> (u32, u32) {
+        let mut hasher = keyed_by_tuple(&self.cookie, facts.local, facts.remote);
+        hasher.write_u32(facts.tick);
+        let of_tuple = hasher.finish() as u32;
+        hasher.write_u32(facts.irs.0);
+        hasher.write_u8(facts.timestamps.into());
+        (of_tuple, hasher.finish() as u32)
+    }
+
+    /// The key that a stateless SYN/ACK offers; `number` tells those for one SYN apart and can be read
+    /// from the key: it is its last octet.
+    // RFC 8684 §3.1: a hash of the 4-tuple, the sequence number and a local secret.
+    pub fn cookie_key(&self, facts: &SynFacts, number: u8) -> u64 {
+        let mut hasher = keyed_by_tuple(&self.cookie_key, facts.local, facts.remote);
+        hasher.write_u32(facts.tick);
+        hasher.write_u32(facts.irs.0);
+        hasher.write_u8(number);
+        hasher.finish() & !0xff | u64::from(number)
     }
 }
 
@@ -184,6 +225,11 @@ fn leftmost_160(digest: &[u8]) -> [u8; 20] {
 }
 
 fn prf(key: &[u8; 16], src: SocketAddr, dst: SocketAddr) -> u32 {
+    keyed_by_tuple(key, src, dst).finish() as u32
+}
+
+/// A keyed hash that has taken in both ends of a flow.
+fn keyed_by_tuple(key: &[u8; 16], src: SocketAddr, dst: SocketAddr) -> SipHasher24 {
     let mut hasher = SipHasher24::new_with_key(key);
     for end in [src, dst] {
         match end.ip() {
@@ -192,7 +238,7 @@ fn prf(key: &[u8; 16], src: SocketAddr, dst: SocketAddr) -> u32 {
         }
         hasher.write(&end.port().to_be_bytes());
     }
-    hasher.finish() as u32
+    hasher
 }
 
 #[cfg(test)]

@@ -63,6 +63,12 @@ counters! {
     drop_no_timestamp => "DropNoTimestamp",
     /// A SYN refused because the table of connections or of half-open ones is full.
     listen_overflows => "ListenOverflows",
+    /// SYN cookies that left, that came back, and acknowledgments of something else meanwhile.
+    syncookies_sent => "SyncookiesSent",
+    syncookies_recv => "SyncookiesRecv",
+    syncookies_failed => "SyncookiesFailed",
+    /// A cookie on a segment behind the one that it is for, which is to come again.
+    syncookies_awaited => "SyncookiesAwaited",
     /// A segment of no known flow; answered with a RST unless it was one.
     no_flow => "NoFlow",
     /// A stateless answer that found its queue full.
@@ -166,6 +172,8 @@ counters! {
     mp_join_ack_missing => "MPJoinAckMissing",
     /// A join refused by policy, limit or the state of its connection.
     mp_join_rejected => "MPJoinRejected",
+    /// Because too many of its source are pending.
+    mp_join_source_limited => "MPJoinSourceLimited",
     dss_not_matching => "DSSNotMatching",
     dss_checksum_mismatch => "DSSChecksumMismatch",
     /// Text that no mapping ever covered.

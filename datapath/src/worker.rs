@@ -379,6 +379,7 @@ mod tests {
         let config = EngineConfig {
             connections_max: 1 << 20,
             half_open_max: 1 << 20,
+            syn_cookies_from: 1 << 20,
             memory_max_bytes: 1 << 40,
             ..EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service])
         };

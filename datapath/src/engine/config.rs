@@ -22,11 +22,15 @@ pub struct EngineConfig {
     pub connections_max: usize,
     /// Initial subflows in SYN-RECEIVED.
     pub half_open_max: usize,
+    /// With so many of those a SYN is answered with a cookie and nothing is kept of it.
+    pub syn_cookies_from: usize,
     /// Keys drawn ahead in idle time.
     pub keys_ahead_max: usize,
     /// Connections without a subflow: the one that has been so for longest makes room for another.
     pub stranded_max: usize,
     pub subflows_per_connection_max: usize,
+    /// Joins of one source whose third ACK has not come.
+    pub pending_joins_per_source_max: u32,
     /// Of one connection.
     pub buffers: Buffers,
     /// What the buffers of all connections of this worker may hold, see [`crate::memory`].
@@ -57,9 +61,11 @@ impl EngineConfig {
             owner_bits: 8,
             connections_max: 100_000,
             half_open_max: 16_384,
+            syn_cookies_from: 4_096,
             keys_ahead_max: 1_024,
             stranded_max: 16_384,
             subflows_per_connection_max: 8,
+            pending_joins_per_source_max: 1_024,
             buffers: Buffers::default(),
             memory_max_bytes: 1 << 30,
             time_wait: Duration::from_secs(60),

@@ -51,10 +51,7 @@ pub(super) struct FlowTable(HashMap<FlowKey, FlowEntry, SipState>);
 
 impl FlowTable {
     pub(super) fn new(entropy: &mut dyn Entropy) -> FlowTable {
-        FlowTable(HashMap::with_hasher(SipState(
-            entropy.next_u64(),
-            entropy.next_u64(),
-        )))
+        FlowTable(HashMap::with_hasher(SipState::new(entropy)))
     }
 
     pub(super) fn lookup(&self, key: &FlowKey) -> Option<FlowEntry> {
@@ -74,8 +71,15 @@ impl FlowTable {
     }
 }
 
+/// A hash that nobody outside can foresee.
 #[derive(Clone)]
-struct SipState(u64, u64);
+pub(super) struct SipState(u64, u64);
+
+impl SipState {
+    pub(super) fn new(entropy: &mut dyn Entropy) -> SipState {
+        SipState(entropy.next_u64(), entropy.next_u64())
+    }
+}
 
 impl BuildHasher for SipState {
     type Hasher = SipHasher13;

@@ -79,6 +79,12 @@ impl Engine {
             self.refuse_join(now, iface, segment, version, RST_NO_RESOURCES);
             return;
         }
+        if !self.join_limit.take(now, segment.src) {
+            // Its retransmission may find that others have got on.
+            self.metrics.mp_join_rejected += 1;
+            self.metrics.mp_join_source_limited += 1;
+            return;
+        }
         let connection = &mut self.connections[index];
         let initial = connection.local_addr.ip();
         let Some(local_id) = connection.addresses.local_id(local, initial) else {

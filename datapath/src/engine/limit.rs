@@ -1,7 +1,10 @@
-//! How much is answered that nobody can be held to account for.
+//! How much is answered that nobody can be held to account for, and how much is kept for one source.
 
+use super::flow::SipState;
 use crate::rand::Entropy;
 use crate::time::{Duration, Instant};
+use std::hash::BuildHasher;
+use std::net::IpAddr;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -38,10 +41,89 @@ impl RateLimit {
     }
 }
 
+/// How long a request that nobody completes counts: as long as its SYN/ACK is repeated by default.
+const PENDING: Duration = Duration::from_secs(64);
+/// Sources that share a place share their limit; which do is secret.
+const PLACES: usize = 1024;
+
+/// So many requests of one source may be pending.
+// RFC 8684 §5: what is kept before a peer has proved itself is to be bounded.
+pub(super) struct SourceLimit {
+    pending_max: u32,
+    places: Box<[Place]>,
+    hasher: SipState,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Place {
+    pending: u32,
+    counted_from: Instant,
+}
+
+impl SourceLimit {
+    pub(super) fn new(pending_max: u32, entropy: &mut dyn Entropy) -> SourceLimit {
+        SourceLimit {
+            pending_max,
+            places: vec![Place::default(); PLACES].into_boxed_slice(),
+            hasher: SipState::new(entropy),
+        }
+    }
+
+    /// Counts a request, if there may be one more.
+    pub(super) fn take(&mut self, now: Instant, source: IpAddr) -> bool {
+        let pending_max = self.pending_max;
+        let place = self.place(source);
+        if now.since(place.counted_from) >= PENDING {
+            *place = Place {
+                pending: 0,
+                counted_from: now,
+            };
+        }
+        let taken = place.pending < pending_max;
+        place.pending += u32::from(taken);
+        taken
+    }
+
+    /// A request was completed.
+    pub(super) fn give_back(&mut self, source: IpAddr) {
+        let place = self.place(source);
+        place.pending = place.pending.saturating_sub(1);
+    }
+
+    fn place(&mut self, source: IpAddr) -> &mut Place {
+        let network = match source {
+            IpAddr::V4(v4) => u64::from(v4.to_bits()),
+            // Whoever has one IPv6 address has all of its network.
+            IpAddr::V6(v6) => (v6.to_bits() >> 64) as u64,
+        };
+        let hash = self.hasher.hash_one(network);
+        &mut self.places[hash as usize % PLACES]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::rand::ChaChaEntropy;
+
+    #[test]
+    fn pending_requests_of_a_source_have_a_limit_and_leave_others_alone() {
+        let mut limit = SourceLimit::new(3, &mut ChaChaEntropy::deterministic(1));
+        let source = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let (one, other) = (source("2001:db8::1"), source("2001:db8:1::1"));
+        let begun = Instant::from_millis(100_000);
+        for _ in 0..3 {
+            assert!(limit.take(begun, one));
+        }
+        assert!(!limit.take(begun, one) && !limit.take(begun, source("2001:db8::2")));
+        assert!(limit.take(begun, other));
+        // What is completed makes room, and so does time.
+        limit.give_back(one);
+        assert!(limit.take(begun, one) && !limit.take(begun, one));
+        let last = Instant(begun.0 + PENDING.as_nanos() as u64 - 1);
+        assert!(!limit.take(last, one));
+        assert!(limit.take(begun + PENDING, one));
+    }
 
     #[test]
     fn a_second_has_between_half_of_the_answers_and_all_and_nobody_knows_how_many() {

@@ -78,6 +78,9 @@ impl Engine {
             && !flags.contains(TcpFlags::RST)
             && !flags.contains(TcpFlags::FIN);
         if !opens {
+            if self.on_cookie(now, iface, segment, key) {
+                return;
+            }
             self.metrics.no_flow += 1;
             self.reply_reset(now, iface, segment);
             return;

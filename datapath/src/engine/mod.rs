@@ -6,6 +6,7 @@
 
 mod config;
 mod conn;
+mod cookies;
 mod fallbacks;
 mod flow;
 mod icmp;
@@ -47,7 +48,7 @@ use crate::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
 use fallbacks::Fallbacks;
 use flow::{FlowEntry, FlowKey, FlowTable};
 use keys::keys_ahead;
-use limit::RateLimit;
+use limit::{RateLimit, SourceLimit};
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -65,7 +66,7 @@ struct Service {
     app: Box<dyn App>,
 }
 
-/// A segment of no connection: a RST, or an ACK out of TIME-WAIT.
+/// A segment of no connection: a RST, an ACK out of TIME-WAIT, or a SYN/ACK with a cookie.
 struct Reply {
     link: Link,
     src: IpAddr,
@@ -73,10 +74,19 @@ struct Reply {
     header: TcpHeader,
 }
 
+impl Reply {
+    fn emit(&self, frame: &mut [u8]) -> usize {
+        let (link, src, dst) = (&self.link, self.src, self.dst);
+        frame::emit(frame, link, src, dst, 0, &self.header, 0, 0)
+    }
+}
+
 /// What an interface is waiting to send.
 #[derive(Default)]
 struct TransmitQueue {
     replies: VecDeque<Reply>,
+    /// The frame before was a subflow's, if it had one.
+    reply_next: bool,
     /// Subflows that have something to send, each once.
     subflows: VecDeque<(ConnId, usize)>,
 }
@@ -88,6 +98,8 @@ pub struct Engine {
     next_generation: u32,
     half_open: usize,
     stranded: Stranded,
+    /// Until then a SYN cookie may come back.
+    cookies_until: Option<Instant>,
     flows: FlowTable,
     tokens: HashMap<u32, u32, rustc_hash::FxBuildHasher>,
     keys: KeyPool,
@@ -101,6 +113,7 @@ pub struct Engine {
     memory: Memory,
     challenge_limit: RateLimit,
     reset_limit: RateLimit,
+    join_limit: SourceLimit,
     secrets: Secrets,
     entropy: Box<dyn Entropy>,
     draining: bool,
@@ -131,6 +144,7 @@ impl Engine {
             next_generation: 0,
             half_open: 0,
             stranded: Stranded::default(),
+            cookies_until: None,
             flows: FlowTable::new(&mut *entropy),
             tokens: HashMap::default(),
             keys: keys_ahead(&config, Version::V1),
@@ -147,6 +161,7 @@ impl Engine {
             memory: Memory::new(config.memory_max_bytes),
             challenge_limit: RateLimit::new(config.challenge_acks_per_second_max),
             reset_limit: RateLimit::new(config.resets_per_second_max),
+            join_limit: SourceLimit::new(config.pending_joins_per_source_max, &mut *entropy),
             secrets,
             entropy,
             draining: false,
@@ -196,8 +211,12 @@ impl Engine {
                 let index = connection as usize;
                 let connection = &mut self.connections[index];
                 connection.set_allowance(self.memory.allowance());
+                let joining = connection.is_joining(subflow as usize);
                 let received =
                     connection.on_segment(subflow as usize, now, iface, segment, &mut self.metrics);
+                if joining && connection.is_open(subflow as usize) {
+                    self.join_limit.give_back(segment.src);
+                }
                 if received.challenge {
                     if self.challenge_limit.take(now, &mut *self.entropy) {
                         self.metrics.challenge_acks += 1;
@@ -296,20 +315,25 @@ impl Engine {
         written
     }
 
+    /// In turn, so that neither stateless answers to a flood nor connections keep the others waiting.
     fn next_frame(&mut self, now: Instant, iface: IfaceId, frame: &mut [u8]) -> usize {
-        let queue = usize::from(iface.0);
-        if let Some(reply) = self.transmit[queue].replies.pop_front() {
-            return frame::emit(
-                frame,
-                &reply.link,
-                reply.src,
-                reply.dst,
-                0,
-                &reply.header,
-                0,
-                0,
-            );
+        let queue = &mut self.transmit[usize::from(iface.0)];
+        queue.reply_next = !queue.reply_next;
+        if queue.reply_next
+            && let Some(reply) = queue.replies.pop_front()
+        {
+            return reply.emit(frame);
         }
+        let written = self.next_of_subflows(now, iface, frame);
+        if written > 0 {
+            return written;
+        }
+        let replies = &mut self.transmit[usize::from(iface.0)].replies;
+        replies.pop_front().map_or(0, |reply| reply.emit(frame))
+    }
+
+    fn next_of_subflows(&mut self, now: Instant, iface: IfaceId, frame: &mut [u8]) -> usize {
+        let queue = usize::from(iface.0);
         while let Some((id, subflow)) = self.transmit[queue].subflows.pop_front() {
             let index = id.index as usize;
             let Some(connection) = self.connections.get_mut(index).filter(|c| c.id == id) else {
@@ -543,7 +567,7 @@ impl Engine {
         self.reply(iface, segment, seq, ack, flags, options);
     }
 
-    /// Queues a segment back to where `segment` came from.
+    /// Queues a segment without text back to where `segment` came from.
     fn reply(
         &mut self,
         iface: IfaceId,
@@ -553,11 +577,6 @@ impl Engine {
         flags: TcpFlags,
         options: TcpOptions,
     ) {
-        let queue = &mut self.transmit[usize::from(iface.0)].replies;
-        if queue.len() >= REPLIES_MAX {
-            self.metrics.replies_dropped += 1;
-            return;
-        }
         let header = TcpHeader {
             src_port: segment.tcp.dst_port,
             dst_port: segment.tcp.src_port,
@@ -568,6 +587,15 @@ impl Engine {
             urgent: 0,
             options,
         };
+        self.queue_reply(iface, segment, header);
+    }
+
+    fn queue_reply(&mut self, iface: IfaceId, segment: &Segment<'_>, header: TcpHeader) {
+        let queue = &mut self.transmit[usize::from(iface.0)].replies;
+        if queue.len() >= REPLIES_MAX {
+            self.metrics.replies_dropped += 1;
+            return;
+        }
         queue.push_back(Reply {
             link: segment.link.reversed(),
             src: segment.dst,

@@ -3,7 +3,7 @@
 use super::flow::{FlowEntry, FlowKey};
 use super::keys::LocalKey;
 use super::listen::Offer;
-use super::{ConnId, Engine};
+use super::{ConnId, Engine, cookies};
 use crate::memory::{RECEIVE_RESERVE_BYTES, SEND_RESERVE_BYTES};
 use crate::mptcp::connection::{Connection, Settings};
 use crate::mptcp::{Handshake, Mode, Subflow, Version};
@@ -60,25 +60,49 @@ impl Engine {
             self.reply_reset(now, iface, segment);
             return;
         }
+        // A cookie cannot heed the sequence numbers of a connection before.
+        let forgets = self.wants_cookies() && last_used.is_none();
         let full = self.connections.len() >= self.config.connections_max;
-        if self.half_open >= self.config.half_open_max || full && !self.end_oldest_stranded(now) {
+        if full && self.stranded.count() == 0 {
             self.metrics.listen_overflows += 1;
             return;
         }
         if !self.memory.admits(CONNECTION_BYTES) {
-            // For the client's next SYN.
-            self.end_oldest_stranded(now);
+            if !forgets {
+                // For the client's next SYN.
+                self.end_oldest_stranded(now);
+            }
             self.metrics.memory_refused += 1;
             return;
         }
+        if forgets {
+            self.answer_with_cookie(now, iface, segment, service);
+            return;
+        }
+        if self.half_open >= self.config.half_open_max || full && !self.end_oldest_stranded(now) {
+            self.metrics.listen_overflows += 1;
+            return;
+        }
+        let config = &self.services[service].config;
+        let offer = Offer::of_syn(segment, config.ecn);
+        let mut iss = self.initial_sequence(now, segment, last_used);
+        // A client that has a cookie may send its SYN twice; then both answers are to be the same.
+        let facts = cookies::facts(now, segment, &offer);
+        let may_have_one = self.cookies_may_return(now) && last_used.is_none();
+        if may_have_one {
+            iss = self.cookie(&facts, offer.mss);
+        }
         let capable = self.offered_capable(service, segment).and_then(|asked| {
-            let key = self.draw_key(asked.version)?;
+            let key = match asked.version {
+                Version::V1 if may_have_one => self.cookie_key(&facts),
+                version => self.draw_key(version),
+            }?;
             Some(Capable { key, asked })
         });
         let opening = Opening {
             service,
-            offer: Offer::of_syn(segment, self.services[service].config.ecn),
-            iss: self.initial_sequence(now, segment, last_used),
+            offer,
+            iss,
             capable,
         };
         let index = self.open(now, iface, segment, key, opening);

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::app::builtin::Discard;
+use crate::crypto::token_and_idsn;
 use crate::mptcp::subflow::Reset;
 use crate::rand::ChaChaEntropy;
 use crate::tcp::State;
@@ -9,6 +10,7 @@ use crate::tcp::congestion::{Ack, Algorithm, CongestionControl};
 use crate::time::Duration;
 use crate::wire::checksum;
 use crate::wire::frame::Link;
+use crate::wire::mptcp::{CapableContent, MpCapable};
 use std::net::SocketAddr;
 
 const SERVER: &str = "10.0.0.2:7";
@@ -52,6 +54,21 @@ fn send_text(
     flags: TcpFlags,
     text: &[u8],
 ) {
+    let options = TcpOptions::default();
+    send_with(engine, now, port, seq, ack, flags, options, text);
+}
+
+#[expect(clippy::too_many_arguments, reason = "all of it is one segment")]
+fn send_with(
+    engine: &mut Engine,
+    now: Instant,
+    port: u16,
+    seq: u32,
+    ack: TcpSeq,
+    flags: TcpFlags,
+    options: TcpOptions,
+    text: &[u8],
+) {
     let server: SocketAddr = SERVER.parse().expect("an address");
     let header = TcpHeader {
         src_port: port,
@@ -61,7 +78,7 @@ fn send_text(
         flags,
         window: 60_000,
         urgent: 0,
-        options: TcpOptions::default(),
+        options,
     };
     let mut bytes = [0; 128];
     let (link, client) = (Link::default(), [10, 0, 0, 1].into());
@@ -268,4 +285,84 @@ fn buffers_are_sized_by_the_slowest_path_and_for_an_open_application() {
         connection.tune_buffers(rig.now + Duration::from_millis(wait_ms));
         assert_eq!(connection.rcv.limit_bytes() > 100_000, grows);
     }
+}
+
+// RFC 8684 §3.1: the token is looked for again when the key comes back, for nothing was kept of it
+// meanwhile. With no key to be had there is no MP_CAPABLE in the SYN/ACK.
+#[test]
+fn a_token_that_was_taken_behind_a_cookie_makes_it_plain_tcp() {
+    let now = Instant::from_millis(1000);
+    let capable = |content| {
+        let mut options = TcpOptions::default();
+        options.mptcp.capable = Some(MpCapable {
+            version: 1,
+            flags: MpCapable::FLAG_SHA256,
+            content,
+        });
+        options
+    };
+    for taken in [false, true] {
+        let mut engine = discarding(now, BUFFERS);
+        engine.config.syn_cookies_from = 0;
+        let syn = capable(CapableContent::Syn);
+        send_with(
+            &mut engine,
+            now,
+            5000,
+            1,
+            TcpSeq(0),
+            TcpFlags::SYN,
+            syn,
+            &[],
+        );
+        let mut bytes = [0; 128];
+        let len = engine.poll_transmit(now, IfaceId(0), &mut bytes);
+        let answer = Segment::parse(&bytes[..len]).expect("a SYN/ACK").tcp;
+        let Some(CapableContent::SynAck { sender_key }) =
+            answer.options.mptcp.capable.map(|c| c.content)
+        else {
+            panic!("no key in {answer:?}");
+        };
+        if taken {
+            engine.tokens.insert(token_and_idsn(sender_key).0, 7);
+        }
+        let keys = capable(CapableContent::Ack {
+            sender_key: 1,
+            receiver_key: sender_key,
+        });
+        send_with(
+            &mut engine,
+            now,
+            5000,
+            2,
+            answer.seq + 1,
+            TcpFlags::ACK,
+            keys,
+            &[],
+        );
+        let mode = if taken { Mode::Tcp } else { Mode::Mptcp };
+        assert_eq!(engine.connections[0].mode, mode);
+        assert_eq!(engine.metrics.mp_fallback_token_init, u64::from(taken));
+        assert_eq!(engine.open_connections(), 1);
+    }
+    let mut engine = discarding(now, BUFFERS);
+    engine.config.syn_cookies_from = 0;
+    engine.keys = KeyPool::new(0, 1, 0, |_| (7, 7));
+    engine.tokens.insert(7, 7);
+    let syn = capable(CapableContent::Syn);
+    send_with(
+        &mut engine,
+        now,
+        5000,
+        1,
+        TcpSeq(0),
+        TcpFlags::SYN,
+        syn,
+        &[],
+    );
+    let mut bytes = [0; 128];
+    let len = engine.poll_transmit(now, IfaceId(0), &mut bytes);
+    let answer = Segment::parse(&bytes[..len]).expect("a SYN/ACK").tcp;
+    assert_eq!(answer.options.mptcp.capable, None);
+    assert_eq!(engine.metrics.mp_fallback_token_init, 1);
 }

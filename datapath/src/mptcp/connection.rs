@@ -556,6 +556,17 @@ impl Connection {
         self.subflows.insert(subflow)
     }
 
+    /// Whether subflow `index` is a join whose third ACK has not come.
+    pub fn is_joining(&self, index: usize) -> bool {
+        let subflow = self.subflows.get(index);
+        subflow.is_some_and(|s| s.state == State::SynReceived && !s.initial)
+    }
+
+    /// Whether the handshake of subflow `index` is over.
+    pub fn is_open(&self, index: usize) -> bool {
+        self.subflows.get(index).is_some_and(Subflow::is_open)
+    }
+
     /// No subflow but the initial one was ever taken in.
     pub fn never_joined(&self) -> bool {
         !self.joined

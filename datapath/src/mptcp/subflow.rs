@@ -250,6 +250,15 @@ impl Subflow {
         may
     }
 
+    /// A SYN/ACK left before this subflow was kept, with a window of so much.
+    pub fn on_syn_ack_was_sent(&mut self, now: Instant, window_bytes: usize) {
+        self.syn_ack_due = false;
+        self.syn_ack_transmissions = 1;
+        self.tx.snd_nxt = self.tx.iss + 1;
+        self.tx.rto_at = Some(now + self.tx.rtt.rto());
+        self.rx.on_ack_sent(window_bytes);
+    }
+
     /// Something is about to leave that is to be acknowledged.
     pub fn before_sent(&mut self, now: Instant) {
         if self.tx.flight_is_empty() {

@@ -28,6 +28,14 @@ impl Ecn {
         }
     }
 
+    /// Of a handshake that is over.
+    pub fn agreed(agreed: bool) -> Ecn {
+        Ecn {
+            agreed,
+            ..Ecn::default()
+        }
+    }
+
     pub fn is_agreed(&self) -> bool {
         self.agreed
     }

@@ -5,11 +5,15 @@
 //! times, never from TSecr. Known deviation: §5.4 (a) wants a tick per window; ours comes every
 //! `2^owner_bits` ms.
 
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::wire::tcp::Timestamps;
 
 /// RFC 7323 §5.5: TS.Recent is invalid once it is 24 days old.
 const RECENT_VALID_MS: u64 = 24 * 24 * 3600 * 1000;
+
+/// Of a note that TSval can carry above the owner.
+pub const NOTE_BITS: u32 = 6;
+const NOTE_MASK: u32 = (1 << NOTE_BITS) - 1;
 
 /// Our TSval clock of one subflow.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +28,29 @@ impl TsClock {
     pub fn tsval(&self, now: Instant) -> u32 {
         let clock_ms = (now.as_millis() as u32).wrapping_add(self.offset);
         mpx_ebpf::timestamp_with_owner(clock_ms, self.owner, self.owner_bits)
+    }
+
+    /// TSval with a `note` of [`NOTE_BITS`] above the owner, at or before the one of now: no later one
+    /// is smaller.
+    pub fn tsval_with(&self, now: Instant, note: u8) -> u32 {
+        let plain = self.tsval(now);
+        let mask = NOTE_MASK << self.owner_bits;
+        let note = u32::from(note) << self.owner_bits & mask;
+        let noted = plain & !mask | note;
+        match note > plain & mask {
+            true => noted.wrapping_sub((NOTE_MASK + 1) << self.owner_bits),
+            false => noted,
+        }
+    }
+
+    /// The note that TSecr echoes, if it can be one that left within `age`.
+    pub fn note_in(&self, now: Instant, tsecr: u32, age: Duration) -> Option<u8> {
+        let rounding_ms = (NOTE_MASK + 1) << self.owner_bits;
+        let age_ms = age.as_millis() as u32 + rounding_ms;
+        let plain = self.tsval(now);
+        let ours = mpx_ebpf::timestamp_with_owner(tsecr, self.owner, self.owner_bits) == tsecr;
+        let recent = plain.wrapping_sub(tsecr) <= age_ms;
+        (ours && recent).then_some((tsecr >> self.owner_bits & NOTE_MASK) as u8)
     }
 }
 
@@ -91,6 +118,39 @@ mod tests {
             last = tsval;
         }
         assert_eq!(last.wrapping_sub(clock.tsval(Instant::ZERO)), 2048);
+    }
+
+    #[test]
+    fn a_note_comes_back_and_no_later_tsval_is_smaller() {
+        let at = Instant::from_millis;
+        let age = Duration::from_secs(100);
+        for offset in [0, 0x0123_4567, u32::MAX - 20_000] {
+            let clock = TsClock {
+                offset,
+                owner: 5,
+                owner_bits: 8,
+            };
+            for ms in (0..40_000).step_by(97) {
+                for note in 0..1 << NOTE_BITS {
+                    let noted = clock.tsval_with(at(ms), note);
+                    let behind = clock.tsval(at(ms)).wrapping_sub(noted);
+                    assert!(behind < 1 << (8 + NOTE_BITS), "{behind} at {ms}");
+                    assert_eq!(clock.note_in(at(ms), noted, age), Some(note));
+                }
+            }
+            let noted = clock.tsval_with(at(0), 63);
+            let last_ms = 100_000 + (1 << (8 + NOTE_BITS));
+            let plain = clock.tsval(at(0));
+            let slack_ms = u64::from(plain.wrapping_sub(noted)) + 256;
+            assert_eq!(clock.note_in(at(last_ms - slack_ms), noted, age), Some(63));
+            assert_eq!(clock.note_in(at(last_ms + 256), noted, age), None);
+            assert_eq!(
+                clock.note_in(at(0), noted ^ 1, age),
+                None,
+                "another owner's"
+            );
+            assert_eq!(clock.note_in(at(0), plain.wrapping_add(256), age), None);
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 mod address;
 mod close;
+mod cookies;
 mod ecn;
 mod fallback;
 mod hostile;

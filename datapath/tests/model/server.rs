@@ -216,6 +216,7 @@ fn engine_config(config: &SimConfig) -> EngineConfig {
     engine.connections_max = config.connections_max;
     engine.half_open_max = config.half_open_max;
     engine.stranded_max = config.stranded_max;
+    engine.syn_cookies_from = config.syn_cookies_from;
     engine.time_wait_max = config.time_wait_max;
     engine
 }

@@ -95,6 +95,8 @@ pub struct SimConfig {
     pub connections_max: usize,
     pub half_open_max: usize,
     pub stranded_max: usize,
+    /// Half-open connections from which on SYNs get cookies.
+    pub syn_cookies_from: usize,
     pub time_wait_max: usize,
     pub patience: Patience,
     /// For the frames as the server sees them, in place of the file that the environment names.
@@ -126,6 +128,7 @@ impl SimConfig {
             connections_max: 100_000,
             half_open_max: 16_384,
             stranded_max: 16_384,
+            syn_cookies_from: usize::MAX,
             time_wait_max: 65_536,
             patience: Patience {
                 keepalive: None,
