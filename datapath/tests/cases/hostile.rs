@@ -8,6 +8,7 @@ use crate::model::net::Path;
 use crate::model::server::Server;
 use crate::model::sim::{Family, Sim, SimConfig};
 use crate::model::{Rng, effort, ones_complement, stream};
+use mpx_datapath::engine::Versions;
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::mptcp::MpPrio;
@@ -28,7 +29,7 @@ fn recordings() -> Vec<(SimConfig, Recording)> {
         ..Behaviour::default()
     };
     let mut recordings = Vec::new();
-    for n in 0..8 {
+    for n in 0..12 {
         let rough = Path {
             loss_permille: 30,
             reorder_permille: 50,
@@ -41,18 +42,20 @@ fn recordings() -> Vec<(SimConfig, Recording)> {
             paths: vec![path; 2],
             family,
             checksum,
+            versions: Versions { v0: true, v1: true },
             ..SimConfig::with(both)
         };
         let mut sim = Sim::new(config.clone());
         sim.net.record = Some(Vec::new());
         let mut client = ClientConfig::new(family.server(0));
         client.eight_octets = n % 3 != 0;
+        client.version = u8::from(n < 8);
         let c = sim.connect(client);
         let plain = sim.connect(ClientConfig::plain(family.server(1)));
         for c in [c, plain] {
             sim.clients[c].send(&stream(n, 40_000));
         }
-        sim.run(|sim| sim.clients[c].established());
+        sim.run(|sim| sim.clients[c].established() && sim.clients[c].may_join());
         let at = sim.join(c, 1);
         sim.run(|sim| sim.clients[c].subflows[at].open());
         sim.run(|sim| sim.clients[c].received().len() == 40_000);

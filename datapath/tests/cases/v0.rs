@@ -725,3 +725,29 @@ fn streams_go_on_where_subflows_end() {
         sim.finish();
     }
 }
+
+// RFC 6824 §3.1, §3.2: nobody repeats a third ACK but where a SYN/ACK comes again or, in a join, no
+// fourth came. Whatever is lost, both streams get on and it stays Multipath TCP.
+#[test]
+fn every_frame_of_a_short_exchange_may_be_lost() {
+    for (path, frames) in [(0, 12), (1, 4)] {
+        for side in [Side::Client, Side::Server] {
+            for nth in 0..frames {
+                let mut sim = Sim::new(config(ECHO));
+                sim.net.lose_nth = Some((side, IfaceId(path), nth));
+                let sent = stream(1, 4000);
+                let c = sim.connect(client());
+                sim.clients[c].send(&sent[..2000]);
+                sim.run(|sim| sim.clients[c].may_join());
+                let at = sim.join(c, 1);
+                sim.run(|sim| sim.clients[c].subflows[at].open());
+                sim.clients[c].send(&sent[2000..]);
+                sim.clients[c].close_write();
+                sim.run(|sim| sim.clients[c].closed());
+                assert_same(sim.clients[c].received(), &sent);
+                sim.finish();
+                assert_eq!(sim.server.report(0).fallbacks, [], "{side:?} {nth}");
+            }
+        }
+    }
+}

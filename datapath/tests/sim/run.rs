@@ -526,6 +526,11 @@ impl Actor<'_> {
         let unused = Family::of(self.plan.config.server).host(0, 9);
         let client = &mut sim.clients[c];
         match signal {
+            Signal::Priority { on, backup } if client.config.version == 0 && on % 2 == 1 => {
+                // RFC 6824 §3.3.8: of all subflows from one of its addresses.
+                let named = open[(on / 2) % of] as u8;
+                client.prioritise_address(open[on % of], named, backup);
+            }
             Signal::Priority { on, backup } => client.prioritise(open[on % of], backup),
             Signal::Advertise { on } => client.advertise(open[on % of], 200, unused),
             Signal::Withdraw { on } => {
