@@ -1,11 +1,13 @@
 //! `mpxd`: configuration, loading and attaching, workers, control socket.
 
 mod admin;
+mod announce;
 mod bpf;
 mod cli;
 mod config;
 mod conns;
 mod entries;
+mod ethtool;
 mod kernel_joins;
 mod net;
 mod netlink;

@@ -44,12 +44,28 @@ pub(crate) fn dump<T>(protocol: isize, request: T) -> io::Result<Vec<T>>
 where
     T: NetlinkSerializable + NetlinkDeserializable,
 {
+    ask(protocol, request, NLM_F_DUMP)
+}
+
+/// The one answer of the kernel to `request`, a message of `protocol` (of netlink(7)).
+pub(crate) fn get<T>(protocol: isize, request: T) -> io::Result<T>
+where
+    T: NetlinkSerializable + NetlinkDeserializable,
+{
+    let mut messages = ask(protocol, request, 0)?;
+    messages.pop().ok_or(io::ErrorKind::UnexpectedEof.into())
+}
+
+fn ask<T>(protocol: isize, request: T, flags: u16) -> io::Result<Vec<T>>
+where
+    T: NetlinkSerializable + NetlinkDeserializable,
+{
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let payload = NetlinkPayload::InnerMessage(request);
     let mut packet = NetlinkMessage::new(NetlinkHeader::default(), payload);
-    packet.header.flags = NLM_F_DUMP | NLM_F_REQUEST;
+    packet.header.flags = flags | NLM_F_REQUEST;
     packet.header.sequence_number = 1;
     packet.finalize();
     let mut octets = vec![0; packet.buffer_len()];
@@ -66,6 +82,9 @@ where
                 NetlinkPayload::InnerMessage(inner) => messages.push(inner),
                 _ => {}
             }
+        }
+        if flags & NLM_F_DUMP == 0 {
+            return Ok(messages);
         }
     }
 }

@@ -4,7 +4,9 @@
 use crate::netlink::{dump, parse};
 use netlink_packet_core::NetlinkPayload;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp};
+use netlink_packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use std::io;
@@ -27,6 +29,8 @@ pub(crate) struct Nic {
     /// The id of an XDP program that is attached in any mode.
     pub(crate) xdp_program: Option<u32>,
     pub(crate) addresses: Vec<IpAddr>,
+    /// VLAN devices on top of it.
+    pub(crate) vlans: Vec<String>,
 }
 
 /// All interfaces of this network namespace.
@@ -34,9 +38,12 @@ pub(crate) fn all() -> io::Result<Vec<Nic>> {
     let links = RouteNetlinkMessage::GetLink(LinkMessage::default());
     let addresses = RouteNetlinkMessage::GetAddress(AddressMessage::default());
     let mut nics = Vec::new();
+    let mut vlans = Vec::new();
     for message in dump(NETLINK_ROUTE, links)? {
         if let RouteNetlinkMessage::NewLink(link) = message {
-            nics.push(from_link(&link));
+            let nic = from_link(&link);
+            vlans.extend(vlan_parent(&link).map(|parent| (parent, nic.name.clone())));
+            nics.push(nic);
         }
     }
     for message in dump(NETLINK_ROUTE, addresses)? {
@@ -50,6 +57,11 @@ pub(crate) fn all() -> io::Result<Vec<Nic>> {
             continue;
         };
         nic.addresses.extend(own_address(&message));
+    }
+    for (parent, name) in vlans {
+        if let Some(nic) = nics.iter_mut().find(|nic| nic.index == parent) {
+            nic.vlans.push(name);
+        }
     }
     Ok(nics)
 }
@@ -144,6 +156,7 @@ fn from_link(link: &LinkMessage) -> Nic {
         up: link.header.flags.contains(LinkFlags::Up),
         xdp_program: None,
         addresses: Vec::new(),
+        vlans: Vec::new(),
     };
     for attribute in &link.attributes {
         match attribute {
@@ -184,6 +197,22 @@ fn from_link(link: &LinkMessage) -> Nic {
         nic.queues = queues.clamp(1, nic.queues);
     }
     nic
+}
+
+/// The index of the interface that a VLAN device is on.
+fn vlan_parent(link: &LinkMessage) -> Option<u32> {
+    let is_vlan = link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::LinkInfo(facts) => facts.contains(&LinkInfo::Kind(InfoKind::Vlan)),
+        _ => false,
+    });
+    let parent = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Link(parent) => Some(*parent),
+            _ => None,
+        });
+    parent.filter(|_| is_vlan)
 }
 
 /// On point-to-point links IFA_ADDRESS is the peer's; IFA_LOCAL, where there is one, is ours.

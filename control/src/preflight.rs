@@ -2,11 +2,13 @@
 //! on with the [`Plan`] that it yields.
 
 use crate::config::{Config, ConfigError, InterfaceConfig, Service};
+use crate::ethtool;
 use crate::net;
 use crate::nic::{self, Nic};
 use caps::{CapSet, Capability};
 use mpx_datapath::port::xsk;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -92,6 +94,7 @@ impl From<ConfigError> for Refusal {
 pub(crate) fn check(config: &Config) -> Result<Plan, Refusal> {
     let all = settled_nics(config)?;
     let nics = interfaces(config, &all)?;
+    vlan_tags(config, &nics, ethtool::takes_off_vlan_tags)?;
     let addresses = addresses(config, &nics)?;
     let announced = announced(config, &all, &addresses);
     if !config.takeover {
@@ -169,6 +172,37 @@ fn interfaces(config: &Config, all: &[Nic]) -> Result<Vec<Nic>, ConfigError> {
             Ok(nic.clone())
         })
         .collect()
+}
+
+/// Frames of VLANs must come with their tags, or they would be answered without.
+fn vlan_tags(
+    config: &Config,
+    nics: &[Nic],
+    takes_off_vlan_tags: impl Fn(u32) -> io::Result<bool>,
+) -> Result<(), ConfigError> {
+    for (interface, nic) in config.interfaces.iter().zip(nics) {
+        // A driver that cannot be asked has no such offload either.
+        if !takes_off_vlan_tags(nic.index).unwrap_or(false) {
+            continue;
+        }
+        let name = &nic.name;
+        if !nic.vlans.is_empty() {
+            return Err(config.error(
+                interface.line,
+                "interface.name",
+                format!(
+                    "{name:?} takes VLAN tags off frames, and has VLANs ({}); run `ethtool -K \
+                     {name} rxvlan off`",
+                    nic.vlans.join(", ")
+                ),
+            ));
+        }
+        tracing::info!(
+            "{name} takes VLAN tags off frames, so that no VLAN can be served on it; if there are \
+             any, run `ethtool -K {name} rxvlan off`"
+        );
+    }
+    Ok(())
 }
 
 fn addresses(config: &Config, nics: &[Nic]) -> Result<Vec<Vec<SocketAddr>>, ConfigError> {
@@ -311,6 +345,7 @@ mod tests {
             up: true,
             xdp_program: None,
             addresses: vec!["10.9.1.2".parse().unwrap()],
+            vlans: Vec::new(),
         }
     }
 
@@ -346,6 +381,23 @@ mod tests {
             "m.toml:2: interface.name: \"s1\" is down; run `ip link set s1 up`"
         );
         assert_eq!(interfaces(&config, &[s1()]).unwrap(), [s1()]);
+    }
+
+    #[test]
+    fn vlans_need_their_tags() {
+        let config = config(80);
+        let vlan = Nic {
+            vlans: vec!["s1.7".into()],
+            ..s1()
+        };
+        let check = |nic: &Nic, on| vlan_tags(&config, std::slice::from_ref(nic), |_| Ok(on));
+        assert_eq!(
+            check(&vlan, true).unwrap_err().to_string(),
+            "m.toml:2: interface.name: \"s1\" takes VLAN tags off frames, and has VLANs (s1.7); run \
+             `ethtool -K s1 rxvlan off`"
+        );
+        assert_eq!(check(&vlan, false), Ok(()));
+        assert_eq!(check(&s1(), true), Ok(()));
     }
 
     #[test]

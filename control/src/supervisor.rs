@@ -1,6 +1,7 @@
 //! `mpxd run`: starts the worker, attaches the program, and sees both to their end.
 
 use crate::admin::{self, AppStatus, ControlSocket, Figures, QueueStatus, Status};
+use crate::announce;
 use crate::bpf::{LoadConfig, XdpInterface, XdpProgram};
 use crate::config::{AppConfig, Config, Limits, Service};
 use crate::entries::Entries;
@@ -50,6 +51,7 @@ pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
     let summary = plan.summary(&config);
     let interfaces: Vec<_> = plan.nics.iter().map(|nic| nic.name.clone()).collect();
     watch_links(&plan)?;
+    let _groups = announce::join_groups(&config, &plan)?;
     leave_kernel_joins(&mut xdp, true);
 
     // The worker keeps its sockets until this end is dropped: first the program is detached.
@@ -280,6 +282,7 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
         time_wait: config.time_wait,
         challenge_acks_per_second_max: config.limits.max_challenge_acks_per_s,
         resets_per_second_max: config.limits.max_resets_per_s,
+        announced: announce::announced(config, plan),
         ..EngineConfig::new(interfaces, services)
     }
 }

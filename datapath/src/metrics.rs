@@ -51,6 +51,11 @@ counters! {
     icmp_in_errors => "IcmpInErrors",
     icmp_in_csum_errors => "IcmpInCsumErrors",
     icmp_rate_limited => "IcmpRateLimited",
+    /// ARP and neighbour discovery for addresses that we announce: what was sent.
+    neighbor_answers => "NeighborAnswers",
+    /// Questions for addresses that are not announced on the interface.
+    neighbor_not_ours => "NeighborNotOurs",
+    neighbor_rate_limited => "NeighborRateLimited",
     /// About no flow of ours, or one in TIME-WAIT.
     icmp_no_flow => "IcmpNoFlow",
     /// RFC 5927 §4.1: about a segment that is not in flight.

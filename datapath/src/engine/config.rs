@@ -1,5 +1,6 @@
 //! What an engine is told at start.
 
+use super::neighbor::Announced;
 use super::policy::AddressPolicy;
 use crate::mptcp::Versions;
 use crate::mptcp::connection::Buffers;
@@ -12,6 +13,8 @@ pub struct EngineConfig {
     /// In the order of [`crate::port::IfaceId`].
     pub interfaces: Vec<InterfaceConfig>,
     pub services: Vec<ServiceConfig>,
+    /// What is announced on each interface, in their order; none by default.
+    pub announced: Vec<Announced>,
     /// Our number among `owners`: `server_id * workers + worker`. Tokens and TSvals carry it.
     pub owner: u32,
     /// Servers times workers.
@@ -56,6 +59,7 @@ impl EngineConfig {
         EngineConfig {
             interfaces,
             services,
+            announced: Vec::new(),
             owner: 0,
             owners: 1,
             owner_bits: 8,

@@ -3,15 +3,26 @@
 
 use super::Engine;
 use super::flow::{FlowEntry, FlowKey};
+use crate::port::IfaceId;
 use crate::time::Instant;
+use crate::wire::ParseError;
 use crate::wire::icmp::PacketTooBig;
+use crate::wire::neighbor::NeighborRequest;
 
 /// Errors looked at in a second. A subflow needs one, or a few where several links are narrow.
 pub(super) const ERRORS_PER_SECOND_MAX: u32 = 1000;
 
 impl Engine {
     /// Takes in a frame without TCP in it.
-    pub(super) fn on_icmp(&mut self, now: Instant, frame: &[u8]) {
+    pub(super) fn on_other(&mut self, now: Instant, iface: IfaceId, frame: &[u8]) {
+        match NeighborRequest::parse(frame) {
+            Ok(request) => self.on_neighbor_request(now, iface, &request),
+            Err(ParseError::NotTcp) => self.on_icmp(now, frame),
+            Err(error) => self.count_drop(error),
+        }
+    }
+
+    fn on_icmp(&mut self, now: Instant, frame: &[u8]) {
         match PacketTooBig::parse(frame) {
             Ok(error) => self.on_packet_too_big(now, &error),
             Err(error) => self.count_drop(error),

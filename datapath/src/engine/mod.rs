@@ -14,6 +14,7 @@ mod join;
 mod keys;
 mod limit;
 mod listen;
+mod neighbor;
 mod open;
 mod policy;
 mod report;
@@ -26,6 +27,7 @@ pub use crate::mptcp::fallback::Fallback;
 pub use config::{EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig};
 pub use conn::{Conn, ConnId, Conns};
 pub use keys::{KeyPool, LocalKey};
+pub use neighbor::Announced;
 pub use policy::{AddressPolicy, Announce, JoinRule};
 pub use report::{
     ConnectionPage, ConnectionReport, EngineReport, FallbackReport, MemoryReport, SubflowReport,
@@ -44,11 +46,13 @@ use crate::time::Instant;
 use crate::wheel::TimerWheel;
 use crate::wire::ParseError;
 use crate::wire::frame::{self, Link, Segment};
+use crate::wire::neighbor::NeighborAnswer;
 use crate::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
 use fallbacks::Fallbacks;
 use flow::{FlowEntry, FlowKey, FlowTable};
 use keys::keys_ahead;
 use limit::{RateLimit, SourceLimit};
+use neighbor::Neighbors;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -84,6 +88,7 @@ impl Reply {
 /// What an interface is waiting to send.
 #[derive(Default)]
 struct TransmitQueue {
+    neighbors: VecDeque<NeighborAnswer>,
     replies: VecDeque<Reply>,
     /// The frame before was a subflow's, if it had one.
     reply_next: bool,
@@ -118,6 +123,7 @@ pub struct Engine {
     entropy: Box<dyn Entropy>,
     draining: bool,
     icmp_limit: RateLimit,
+    neighbors: Neighbors,
     fallbacks: Fallbacks,
     pub metrics: Metrics,
 }
@@ -166,6 +172,7 @@ impl Engine {
             entropy,
             draining: false,
             icmp_limit: RateLimit::new(icmp::ERRORS_PER_SECOND_MAX),
+            neighbors: Neighbors::new(now, &config.announced),
             fallbacks: Fallbacks::default(),
             metrics: Metrics::default(),
             config,
@@ -181,7 +188,7 @@ impl Engine {
                 self.metrics.count_codepoint(segment.traffic_class);
                 self.on_segment(now, iface, &segment);
             }
-            Err(ParseError::NotTcp) => self.on_icmp(now, frame),
+            Err(ParseError::NotTcp) => self.on_other(now, iface, frame),
             Err(error) => self.count_drop(error),
         }
     }
@@ -254,6 +261,7 @@ impl Engine {
             self.settle(index, now, &[]);
         }
         self.expired = expired;
+        self.announce_neighbors(now);
         while let Some(key) = self.time_wait.pop_expired(now) {
             self.flows.remove(&key);
         }
@@ -261,10 +269,15 @@ impl Engine {
 
     /// When `on_timeout` is wanted next.
     pub fn next_timeout(&self) -> Option<Instant> {
-        [self.wheel.next_expiry(), self.time_wait.next_expiry()]
-            .into_iter()
-            .flatten()
-            .min()
+        let neighbors = self.neighbors.next_at();
+        [
+            self.wheel.next_expiry(),
+            self.time_wait.next_expiry(),
+            neighbors,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Lets apps with descriptors of their own act. Returns whether any of them did.
@@ -302,7 +315,7 @@ impl Engine {
     /// Whether `iface` has something to send.
     pub fn wants_transmit(&self, iface: IfaceId) -> bool {
         let queue = &self.transmit[usize::from(iface.0)];
-        !queue.replies.is_empty() || !queue.subflows.is_empty()
+        !queue.replies.is_empty() || !queue.subflows.is_empty() || !queue.neighbors.is_empty()
     }
 
     /// Writes the next frame to leave on `iface`; returns its length, 0 if there is none.
@@ -318,6 +331,9 @@ impl Engine {
     /// In turn, so that neither stateless answers to a flood nor connections keep the others waiting.
     fn next_frame(&mut self, now: Instant, iface: IfaceId, frame: &mut [u8]) -> usize {
         let queue = &mut self.transmit[usize::from(iface.0)];
+        if let Some(answer) = queue.neighbors.pop_front() {
+            return answer.emit(frame);
+        }
         queue.reply_next = !queue.reply_next;
         if queue.reply_next
             && let Some(reply) = queue.replies.pop_front()

@@ -9,6 +9,7 @@ pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
 pub mod mptcp;
+pub mod neighbor;
 pub mod tcp;
 
 use std::net::IpAddr;

@@ -4,6 +4,7 @@
 mod checksums;
 mod frames;
 mod icmp;
+mod neighbor;
 mod options;
 
 use super::frame::Link;
