@@ -235,18 +235,19 @@ impl DataReceiver {
         let offset = start.distance(self.rcv_nxt) + self.unread.len();
         // What was verified once stays as it is: only holes are written.
         let stored = self.write_holes(start, offset, kept);
-        match self.ranges.insert(start, start + stored) {
-            Inserted::Refused => return Delivered::NoRoom,
-            Inserted::Duplicate => return Delivered::Duplicate,
-            Inserted::Added(_) => {}
+        let end = start + stored;
+        if start == self.rcv_nxt {
+            // No range of its own: it is taken however many there are.
+            let contiguous = self.ranges.pop_front_if_starts_at_or_before(end);
+            let contiguous = contiguous.unwrap_or(end);
+            self.unread.advance_len(contiguous.distance(self.rcv_nxt));
+            self.rcv_nxt = contiguous;
+            return Delivered::Buffered;
         }
-        match self.ranges.pop_front_if_starts_at_or_before(self.rcv_nxt) {
-            Some(contiguous) => {
-                self.unread.advance_len(contiguous.distance(self.rcv_nxt));
-                self.rcv_nxt = contiguous;
-                Delivered::Buffered
-            }
-            None => Delivered::OutOfOrder,
+        match self.ranges.insert(start, end) {
+            Inserted::Refused => Delivered::NoRoom,
+            Inserted::Duplicate => Delivered::Duplicate,
+            Inserted::Added(_) => Delivered::OutOfOrder,
         }
     }
 

@@ -158,21 +158,24 @@ impl Receiver {
         }
         // RFC 5681 §4.2: out of order, or filling a hole: acknowledge at once.
         self.ack_now = true;
-        if self.ranges.insert(start, start + range.len()) == Inserted::Refused {
+        let end = start + range.len();
+        let in_order = start == self.rcv_nxt;
+        // What is next in order is no range of its own: it is taken however many there are.
+        if !in_order && self.ranges.insert(start, end) == Inserted::Refused {
             return Accepted::Nothing;
         }
         self.recent = Some(start);
         self.reassembly
             .write_at(start.distance(self.rcv_nxt), &payload[range]);
-        match self.ranges.pop_front_if_starts_at_or_before(self.rcv_nxt) {
-            Some(contiguous) => {
-                self.reassembly
-                    .advance_len(contiguous.distance(self.rcv_nxt));
-                self.rcv_nxt = contiguous;
-                Accepted::Ready
-            }
-            None => Accepted::Stored,
+        if !in_order {
+            return Accepted::Stored;
         }
+        let contiguous = self.ranges.pop_front_if_starts_at_or_before(end);
+        let contiguous = contiguous.unwrap_or(end);
+        self.reassembly
+            .advance_len(contiguous.distance(self.rcv_nxt));
+        self.rcv_nxt = contiguous;
+        Accepted::Ready
     }
 
     /// Octets in order that end at `rcv_nxt`, to be consumed whole and given back to
@@ -337,6 +340,25 @@ mod tests {
         assert!(!rx.in_window(nxt - 1) && !rx.in_window(nxt + 100));
         let closed = Receiver::new(TcpSeq(7), 1000);
         assert!(closed.in_window(TcpSeq(8)) && !closed.in_window(TcpSeq(9)));
+    }
+
+    #[test]
+    fn what_is_next_in_order_is_taken_however_many_ranges_lie_beyond() {
+        let mut rx = wide_receiver();
+        let at = |n: usize| TcpSeq(u32::MAX - 9) + n;
+        for n in 1..=RANGES_MAX + 1 {
+            let stored = rx.accept(Instant::ZERO, at(3 * n), &[1; 1], false);
+            assert_eq!(stored == Accepted::Stored, n <= RANGES_MAX);
+        }
+        // A hole of three octets, filled from its begin on.
+        for (n, nxt) in [(0, 1), (1, 2), (2, 4)] {
+            assert_eq!(
+                rx.accept(Instant::ZERO, at(n), &[1; 1], false),
+                Accepted::Ready
+            );
+            assert_eq!(rx.rcv_nxt, at(nxt));
+        }
+        assert_eq!(rx.out_of_order_bytes(), RANGES_MAX - 1);
     }
 
     #[test]

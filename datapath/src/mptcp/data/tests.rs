@@ -17,6 +17,24 @@ fn reinjected_octets_never_overwrite_what_arrived_first() {
 }
 
 #[test]
+fn what_is_next_in_order_is_taken_however_many_ranges_lie_beyond() {
+    let mut rx = DataReceiver::new(1000, 1000);
+    rx.start(DataSeq(u64::MAX - 5));
+    let first = rx.rcv_nxt;
+    for n in 1..=RANGES_MAX + 1 {
+        let stored = rx.accept(first + 3 * n, &[1; 1], false) == Delivered::OutOfOrder;
+        assert_eq!(stored, n <= RANGES_MAX);
+    }
+    // A hole of three octets, filled from its begin on.
+    for (n, nxt) in [(0, 1), (1, 2), (2, 4)] {
+        assert_eq!(rx.accept(first + n, &[1; 1], false), Delivered::Buffered);
+        assert_eq!(rx.rcv_nxt, first + nxt);
+    }
+    assert_eq!(rx.out_of_order_bytes(), RANGES_MAX - 1);
+    assert_eq!(rx.unread_bytes(), 4);
+}
+
+#[test]
 fn in_order_octets_are_offered_in_place_until_something_is_unread() {
     let mut rx = DataReceiver::new(1000, 1000);
     rx.start(DataSeq(0));
@@ -37,6 +55,7 @@ fn in_order_octets_are_offered_in_place_until_something_is_unread() {
 fn the_edge_of_the_window_holds() {
     let mut rx = DataReceiver::new(100, 100);
     rx.start(DataSeq(0));
+    assert_eq!(rx.acceptable_bytes(), 100);
     assert_eq!(rx.accept(DataSeq(101), &[1; 1], true), Delivered::NoRoom);
     assert_eq!(
         rx.accept(DataSeq(100), &[1; 2], true),
@@ -54,6 +73,24 @@ fn the_fin_waits_for_what_is_before_it() {
     rx.accept(DataSeq(1), &[1; 4], true);
     assert!(rx.take_fin() && !rx.take_fin() && rx.fin_taken());
     assert_eq!(rx.accept(DataSeq(6), &[1; 4], true), Delivered::NoRoom);
+}
+
+// RFC 8684 §3.7: after a fallback the end of the stream is another one, unless it was there.
+#[test]
+fn only_an_end_that_was_not_reached_is_forgotten() {
+    for reached in [false, true] {
+        let mut rx = DataReceiver::new(100, 100);
+        rx.start(DataSeq(0));
+        rx.announce_fin(DataSeq(5));
+        if reached {
+            rx.accept(DataSeq(1), &[1; 4], true);
+            assert!(rx.take_fin());
+        }
+        rx.forget_fin();
+        let beyond = rx.accept(DataSeq(6), &[1; 4], false);
+        assert_eq!(beyond == Delivered::NoRoom, reached);
+        assert_eq!(rx.fin_taken(), reached);
+    }
 }
 
 #[test]
