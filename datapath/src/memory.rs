@@ -1,10 +1,10 @@
 //! The memory of one worker: what its connections hold, and what they may.
 //!
-//! Counted is the capacity of every buffer, used or not, as it is between two events; for the moment of
-//! a copy a buffer that grows holds its former memory as well. Each connection is charged for a reserve
-//! from its first SYN on, held or not: within it text in order is taken and written whatever the others
-//! hold, so that none of them waits for another. Tables, timers and what is noted of segments in flight
-//! have limits of their own and are not counted.
+//! Counted is the capacity of every buffer and of what is noted of segments in flight and of mappings
+//! announced, used or not, as it is between two events; for the moment of a copy what grows holds its
+//! former memory as well. Each connection is charged for a reserve from its first SYN on, held or not:
+//! within it text in order is taken, written and sent whatever the others hold, so that none of them
+//! waits for another. Tables, timers and sets of ranges have limits of their own and are not counted.
 //!
 //! Above three quarters of the limit there is pressure, down to a half: new connections and subflows
 //! are refused, no window and no send buffer grows, and none offers more than the connection's share.
@@ -46,6 +46,17 @@ impl Allowance {
 
     pub fn is_pressed(&self) -> bool {
         self.share_bytes != usize::MAX
+    }
+
+    /// Whether what holds `held` octets of memory may grow by `growth`. Its first piece is charged for from
+    /// the beginning.
+    pub fn grants_beyond_first(&self, held: usize, growth: usize) -> bool {
+        held == 0 || growth <= self.spare_bytes
+    }
+
+    /// The same, and takes them out of what is spare.
+    pub fn take_beyond_first(&mut self, held: usize, growth: usize) -> bool {
+        held == 0 || self.take(growth)
     }
 
     /// Takes `bytes` out of what is spare, if it has them.

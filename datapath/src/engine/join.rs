@@ -4,7 +4,8 @@ use super::Engine;
 use super::flow::{FlowEntry, FlowKey};
 use super::listen::Offer;
 use crate::mptcp::close::{RST_MPTCP_SPECIFIC, RST_NO_RESOURCES, RST_PROHIBITED};
-use crate::mptcp::{Handshake, Mode, Subflow, Version};
+use crate::mptcp::subflow::SUBFLOW_BYTES;
+use crate::mptcp::{Handshake, Mode, Version};
 use crate::port::IfaceId;
 use crate::seq::TcpSeq;
 use crate::time::Instant;
@@ -72,7 +73,7 @@ impl Engine {
             self.refuse_join(now, iface, segment, version, RST_MPTCP_SPECIFIC);
             return;
         }
-        let room = self.memory.admits(size_of::<Subflow>());
+        let room = self.memory.admits(SUBFLOW_BYTES);
         self.metrics.memory_refused += u64::from(!room);
         if !room || !connection.has_room_for_subflow() {
             self.metrics.mp_join_rejected += 1;

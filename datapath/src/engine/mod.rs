@@ -363,11 +363,11 @@ impl Engine {
                 self.enqueue(index);
                 continue;
             }
-            // The window that it offers is that of now.
-            let share_bytes = self.memory.allowance().share_bytes;
-            connection.rcv.set_share(share_bytes);
+            // The window that it offers is that of now, and so is what it may note.
+            connection.set_allowance(self.memory.allowance());
             let written = connection.transmit(subflow, now, frame, &mut self.metrics);
             if connection.retired.is_empty() {
+                self.metrics.memory_pressures += u64::from(self.memory.settle(connection));
                 self.after_transmit(index, now);
             } else {
                 connection.set_allowance(self.memory.allowance());

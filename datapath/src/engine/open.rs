@@ -6,7 +6,8 @@ use super::listen::Offer;
 use super::{ConnId, Engine, cookies};
 use crate::memory::{RECEIVE_RESERVE_BYTES, SEND_RESERVE_BYTES};
 use crate::mptcp::connection::{Connection, Settings};
-use crate::mptcp::{Handshake, Mode, Subflow, Version};
+use crate::mptcp::subflow::SUBFLOW_BYTES;
+use crate::mptcp::{Handshake, Mode, Version};
 use crate::port::IfaceId;
 use crate::seq::{DataSeq, TcpSeq};
 use crate::time::Instant;
@@ -16,7 +17,7 @@ use std::net::SocketAddr;
 
 /// What a connection is charged for from the beginning.
 pub(super) const CONNECTION_BYTES: usize =
-    size_of::<Connection>() + size_of::<Subflow>() + RECEIVE_RESERVE_BYTES + SEND_RESERVE_BYTES;
+    size_of::<Connection>() + SUBFLOW_BYTES + RECEIVE_RESERVE_BYTES + SEND_RESERVE_BYTES;
 
 /// What a connection begins with.
 pub(super) struct Opening {

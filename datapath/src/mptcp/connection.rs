@@ -289,7 +289,7 @@ impl Connection {
 
     /// Octets of memory to be charged for: what is held, or the reserve where that is more.
     pub fn memory_bytes(&self) -> usize {
-        let subflows = self.subflows.len() * size_of::<Subflow>();
+        let subflows: usize = self.subflows.iter().map(|(_, s)| s.memory_bytes()).sum();
         let receive = self.receive_held_bytes().max(RECEIVE_RESERVE_BYTES);
         let send = self.snd.held_bytes().max(SEND_RESERVE_BYTES);
         size_of::<Connection>() + subflows + receive + send
@@ -306,6 +306,9 @@ impl Connection {
         if self.allowance.is_pressed() {
             self.rcv.shrink();
             self.snd.shrink();
+            for (_, subflow) in &mut self.subflows {
+                subflow.tx.shrink();
+            }
             return;
         }
         if !self.app_opened {

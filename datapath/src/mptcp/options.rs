@@ -177,7 +177,7 @@ impl Connection {
         if mapping.data_fin && mapping.checksum.is_none() {
             self.on_data_fin(index, mapping.dsn + mapping.len);
         }
-        match self.subflows[index].announce(mapping) {
+        match self.announce_mapping(index, mapping) {
             Announced::Known => true,
             Announced::Conflict => {
                 // RFC 8684 §3.3.1: what either of them says of the octets cannot be believed.
@@ -187,6 +187,12 @@ impl Connection {
             }
             Announced::NoRoom => false,
         }
+    }
+
+    fn announce_mapping(&mut self, index: usize, mapping: Mapping) -> Announced {
+        let announced = self.subflows[index].announce(mapping, &mut self.allowance);
+        self.snd.set_memory(&self.allowance);
+        announced
     }
 
     pub(super) fn on_data_fin(&mut self, index: usize, dsn: DataSeq) {

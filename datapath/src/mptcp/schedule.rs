@@ -35,8 +35,15 @@ impl Connection {
             .iter()
             .filter(|(_, s)| s.is_usable() && (!s.is_backup() || !any_regular))
             .filter(|(_, s)| !s.tx.has_lost() && s.tx.cwnd_room() && s.tx.window_room() > 0)
+            .filter(|(_, s)| self.may_note_segment(s))
             .min_by_key(|(_, s)| s.tx.rtt.srtt().unwrap_or(Duration::MAX))
             .map(|(index, _)| index)
+    }
+
+    /// There is memory to note one more segment in flight.
+    pub fn may_note_segment(&self, subflow: &Subflow) -> bool {
+        let (held, growth) = (subflow.tx.notes_bytes(), subflow.tx.notes_growth_bytes());
+        self.allowance.grants_beyond_first(held, growth)
     }
 
     /// Any subflow that can carry a signal, the fastest first.

@@ -2,6 +2,7 @@
 
 use super::signal::{Removal, SignalRow};
 use crate::buffer::ByteRing;
+use crate::memory::Allowance;
 use crate::port::IfaceId;
 use crate::seq::{DataSeq, TcpSeq};
 use crate::tcp::State;
@@ -22,7 +23,15 @@ pub const INVALID_ANSWER_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Mappings announced and not yet used up. A segment whose mapping finds no room here is not taken
 /// in, so that it comes again with its mapping.
-const MAPPINGS_MAX: usize = 1024;
+const MAPPINGS_MAX: usize = 1023;
+
+/// The first piece of memory is for so many mappings; it doubles from there.
+const FIRST_MAPPINGS: usize = 8;
+
+/// What a subflow is charged for from its SYN on: itself, and the first piece of what it notes.
+pub const SUBFLOW_BYTES: usize =
+    size_of::<Subflow>() + Sender::<SentMapping>::FIRST_NOTES_BYTES + FIRST_MAPPINGS_BYTES;
+const FIRST_MAPPINGS_BYTES: usize = FIRST_MAPPINGS * size_of::<Mapping>();
 
 /// What octets of a subflow are at data level, as announced by the peer (RFC 8684 §3.3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +86,7 @@ pub enum Announced {
     Known,
     /// It contradicts an earlier one, which stands (RFC 8684 §3.3.1: a mapping never changes).
     Conflict,
-    /// There are too many ahead of it.
+    /// There are too many ahead of it, or no memory is left for more.
     NoRoom,
 }
 
@@ -298,11 +307,12 @@ impl Subflow {
         }
     }
 
-    /// Takes in a mapping the peer announced.
-    pub fn announce(&mut self, mut mapping: Mapping) -> Announced {
+    /// Takes in a mapping the peer announced, with memory out of `allowance` if it takes more.
+    pub fn announce(&mut self, mut mapping: Mapping, allowance: &mut Allowance) -> Announced {
         if mapping.end().at_or_before(self.delivered_to) {
             return Announced::Known;
         }
+        self.forget_mappings_before(self.delivered_to);
         let at = self
             .mappings
             .partition_point(|m| m.seq.at_or_before(mapping.seq));
@@ -332,27 +342,55 @@ impl Subflow {
             // Up to where the known one goes on.
             mapping.len = after.seq.distance(mapping.seq);
         }
-        // What comes next on the subflow always has room: it makes room for the rest.
-        if self.mappings.len() >= MAPPINGS_MAX && mapping.seq.after(self.rx.rcv_nxt) {
+        // What is to be delivered next always has room: it makes room for the rest.
+        if mapping.seq.after(self.delivered_to) && !self.has_room_for_mapping(allowance) {
             return Announced::NoRoom;
         }
         self.mappings.insert(at, mapping);
         Announced::Known
     }
 
+    /// Whether one more mapping can be kept and a place is left for the one delivered next.
+    fn has_room_for_mapping(&mut self, allowance: &mut Allowance) -> bool {
+        let (count, places) = (self.mappings.len(), self.mappings.capacity());
+        if count + 1 < places {
+            return count < MAPPINGS_MAX;
+        }
+        let more = places.max(FIRST_MAPPINGS);
+        let granted =
+            allowance.take_beyond_first(places * size_of::<Mapping>(), more * size_of::<Mapping>());
+        if granted && count < MAPPINGS_MAX {
+            self.mappings.reserve_exact(places + more - count);
+        }
+        granted && count < MAPPINGS_MAX
+    }
+
+    fn forget_mappings_before(&mut self, seq: TcpSeq) {
+        let used_up = |mapping: &mut Mapping| mapping.end().at_or_before(seq);
+        while self.mappings.pop_front_if(used_up).is_some() {}
+        if self.mappings.len() <= 1 && self.mappings.capacity() > FIRST_MAPPINGS {
+            self.mappings.shrink_to(FIRST_MAPPINGS);
+        }
+    }
+
     /// The mapping that covers `seq`; those that end before it are dropped.
     pub fn mapping_at(&mut self, seq: TcpSeq) -> Option<Mapping> {
-        while self
-            .mappings
-            .front()
-            .is_some_and(|m| m.end().at_or_before(seq))
-        {
-            self.mappings.pop_front();
-        }
+        self.forget_mappings_before(seq);
         self.mappings
             .front()
             .filter(|m| m.seq.at_or_before(seq))
             .copied()
+    }
+
+    /// Octets of memory to be charged for, but for text.
+    pub fn memory_bytes(&self) -> usize {
+        let mappings = self.mappings.capacity() * size_of::<Mapping>();
+        size_of::<Subflow>()
+            + self
+                .tx
+                .notes_bytes()
+                .max(Sender::<SentMapping>::FIRST_NOTES_BYTES)
+            + mappings.max(FIRST_MAPPINGS_BYTES)
     }
 
     /// Octets of memory that hold text received.

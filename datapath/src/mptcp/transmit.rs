@@ -86,11 +86,12 @@ impl Connection {
         metrics: &mut Metrics,
     ) -> usize {
         let options_len = self.text_options_len(index);
+        let may_note = self.may_note_segment(&self.subflows[index]);
         let subflow = &mut self.subflows[index];
         let room = frame.len().saturating_sub(HEADERS_MAX);
         let payload_max = subflow.tx.mss.saturating_sub(options_len).min(room);
         if subflow.tx.retransmission_ready()
-            && let Some(lost) = subflow.tx.next_lost(payload_max)
+            && let Some(lost) = subflow.tx.next_lost(payload_max, may_note)
         {
             return self.retransmit(index, now, frame, lost.at, lost.sent, metrics);
         }

@@ -7,7 +7,8 @@ use crate::model::net::Path;
 use crate::model::sim::{Family, Sim, SimConfig};
 use crate::model::{assert_same, stream, token_and_idsn};
 use mpx_datapath::app::builtin::Discard;
-use mpx_datapath::engine::{ConnectionReport, EngineReport};
+use mpx_datapath::engine::{ConnectionReport, EngineConfig, EngineReport, Patience};
+use mpx_datapath::mptcp::subflow::Mapping;
 use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::time::Duration;
 use mpx_datapath::wire::mptcp::{CapableContent, DsnWidth, Dss, DssMapping, MpCapable};
@@ -167,7 +168,7 @@ fn five_hundred_slow_readers_share_little_memory_and_lose_nothing() {
         }],
         receive_initial_bytes: INITIAL,
         receive_buffer_bytes: MAX,
-        memory_max_bytes: 8 << 20,
+        memory_max_bytes: 9 << 20,
         ..SimConfig::with(paused)
     });
     let mut clients = Vec::new();
@@ -254,16 +255,24 @@ fn connections_are_refused_from_just_above_three_quarters_on() {
     assert!(refused > 0 && report.memory.pressure);
 }
 
-// RFC 8684 §3.3: what a checksum covers waits for the end of its mapping, and counts meanwhile. The
-// model client maps no more than a segment at a time: this takes a longer mapping.
-#[test]
-fn text_that_waits_for_the_end_of_its_mapping_is_charged_for() {
-    let (ours, mut options) = (7, TcpOptions::default());
-    let mut script = Script::with(Box::new(Discard));
+/// A connection of several subflows that has one, with a client's key of 7.
+struct Opened {
+    script: Script,
+    /// Acknowledges the server's SYN; the client's first octet is 101.
+    ack: TcpSeq,
+    sender_key: u64,
+    checksum: bool,
+}
+
+fn open(memory_max_bytes: usize, checksum: bool) -> Opened {
+    let mut options = TcpOptions::default();
+    let change = |config: &mut EngineConfig| config.memory_max_bytes = memory_max_bytes;
+    let mut script = Script::configured(Box::new(Discard), Patience::default(), change);
+    let flag = [0, MpCapable::FLAG_CHECKSUM][usize::from(checksum)];
     let capable = |content| {
         Some(MpCapable {
             version: 1,
-            flags: MpCapable::FLAG_SHA256 | MpCapable::FLAG_CHECKSUM,
+            flags: MpCapable::FLAG_SHA256 | flag,
             content,
         })
     };
@@ -276,33 +285,131 @@ fn text_that_waits_for_the_end_of_its_mapping_is_charged_for() {
         panic!("no key in {syn_ack:?}");
     };
     options.mptcp.capable = capable(CapableContent::Ack {
-        sender_key: ours,
+        sender_key: 7,
         receiver_key: sender_key,
     });
     script.send(101, ack, ACK, options, &[]);
-
-    let before = script.engine.report(script.now, 1).memory.used_bytes;
-    options.mptcp.capable = None;
-    options.mptcp.dss = Some(Dss {
-        data_ack: Some(DsnWidth::Eight(
-            token_and_idsn(sender_key).1.wrapping_add(1),
-        )),
-        mapping: Some(DssMapping {
-            dsn: DsnWidth::Eight(token_and_idsn(ours).1.wrapping_add(1)),
-            subflow_seq: 1,
-            len: 20_000,
-            checksum: Some(0),
-        }),
-        data_fin: false,
-    });
-    for n in 0..12 {
-        script.send(101 + n * 1000, ack, ACK, options, &[7; 1000]);
+    Opened {
+        script,
+        ack,
+        sender_key,
+        checksum,
     }
-    let report = script.engine.report(script.now, 1);
+}
+
+impl Opened {
+    /// Text `at` octets from the first on, under a mapping from `map_at` on of `map_len` octets.
+    fn send(&mut self, at: u32, text: &[u8], map_at: u32, map_len: u16) {
+        let mut options = TcpOptions::default();
+        options.mptcp.dss = Some(Dss {
+            data_ack: Some(DsnWidth::Eight(token_and_idsn(self.sender_key).1 + 1)),
+            mapping: Some(DssMapping {
+                dsn: DsnWidth::Eight(token_and_idsn(7).1 + 1 + u64::from(map_at)),
+                subflow_seq: 1 + map_at,
+                len: map_len,
+                checksum: self.checksum.then_some(0),
+            }),
+            data_fin: false,
+        });
+        self.script.send(101 + at, self.ack, ACK, options, text);
+    }
+
+    fn account(&self) -> EngineReport {
+        let report = self.script.engine.report(self.script.now, 1);
+        let memory = &report.memory;
+        assert!(memory.used_bytes <= memory.limit_bytes, "{memory:?}");
+        report
+    }
+}
+
+// RFC 8684 §3.3: what a checksum covers waits for the end of its mapping, and counts meanwhile. The
+// model client maps no more than a segment at a time: this takes a longer mapping.
+#[test]
+fn text_that_waits_for_the_end_of_its_mapping_is_charged_for() {
+    let mut opened = open(1 << 30, true);
+    let before = opened.account().memory.used_bytes;
+    for n in 0..12 {
+        opened.send(n * 1000, &[7; 1000], 0, 20_000);
+    }
+    let report = opened.account();
     let conn = &report.conns[0];
     assert_eq!(conn.subflows[0].staged_bytes, 12_000);
     assert!(conn.kept_bytes() <= conn.memory_bytes, "{conn:?}");
     // Beyond the reserve, by what a buffer of 16 KiB takes.
     let reserve = mpx_datapath::memory::RECEIVE_RESERVE_BYTES;
     assert_eq!(report.memory.used_bytes - before, 16_384 - reserve);
+}
+
+// A peer may announce a mapping for every octet: each takes more memory than the octet.
+#[test]
+fn mappings_are_charged_for_and_refused_where_memory_ends() {
+    const COUNT: u32 = 500;
+    // With little memory, room for sixty-four mappings, but not for twice as many.
+    let with_one = open(1 << 30, false).account().memory.used_bytes;
+    for (limit, all) in [
+        (1 << 30, true),
+        (with_one + 64 * size_of::<Mapping>(), false),
+    ] {
+        let mut opened = open(limit, false);
+        let before = opened.account().memory.used_bytes;
+        for n in 1..=COUNT {
+            opened.send(n * 2, &[7], n * 2, 1);
+        }
+        let charged = opened.account().memory.used_bytes - before;
+        assert_eq!(charged >= 500 * size_of::<Mapping>(), all, "{charged}");
+        let refused = opened.script.engine.metrics.rcv_pruned;
+        assert_eq!(refused > 0, !all);
+        // What comes in order is taken all the same, and makes room for the rest.
+        for n in 0..=2 * COUNT {
+            opened.send(n, &[7], n, 1);
+        }
+        let conn = &opened.account().conns[0];
+        assert_eq!(conn.subflows[0].bytes_received, u64::from(2 * COUNT + 1));
+        // All is given back but the smallest piece that a buffer keeps.
+        let left = opened.account().memory.used_bytes - before;
+        assert!(left <= 4096, "{left}");
+    }
+}
+
+// Small segments: what is noted of each is more than its text.
+#[test]
+fn segments_in_flight_are_charged_for_and_are_few_where_memory_ends() {
+    let download = |memory_max_bytes| {
+        let mut sim = Sim::new(SimConfig {
+            memory_max_bytes,
+            ..config(
+                MAX,
+                Behaviour {
+                    send_bytes: 30_000,
+                    ..Behaviour::default()
+                },
+            )
+        });
+        let c = sim.connect(ClientConfig {
+            mss: 88,
+            ..ClientConfig::new(Family::V4.server(0))
+        });
+        let (mut segments, mut first) = (0, 0);
+        while sim.clients[c].received().len() < 30_000 {
+            sim.run_for(Duration::from_millis(5));
+            let report = account(&sim);
+            first = if first == 0 {
+                report.memory.used_bytes
+            } else {
+                first
+            };
+            for conn in &report.conns {
+                let unacked = conn.subflows[0].unacked_segments;
+                assert!(conn.memory_bytes >= conn.kept_bytes() + 64 * unacked);
+                segments = segments.max(unacked);
+            }
+        }
+        sim.clients[c].close_write();
+        sim.run(|sim| sim.clients[c].closed());
+        sim.finish();
+        (first, segments)
+    };
+    let (reserve, many) = download(1 << 30);
+    let (_, few) = download(reserve + 1000);
+    assert!(many > 50 && few <= 13, "{many} and {few} segments");
 }

@@ -135,6 +135,8 @@ pub struct Sender<M> {
     duplicate_acks: usize,
     /// The first segment of a loss just found goes at once, whatever the congestion window.
     retransmit_now: bool,
+    /// A lost segment waits to be cut until there is memory for it.
+    starved: bool,
     recovery: Option<Recovery>,
     /// Something sent since fast recovery began was lost as well.
     lost_since: bool,
@@ -158,6 +160,9 @@ pub struct Sender<M> {
 }
 
 impl<M: Copy> Sender<M> {
+    /// Octets of memory that notes of the first segment in flight take.
+    pub const FIRST_NOTES_BYTES: usize = Scoreboard::<M>::FIRST_BYTES;
+
     pub fn new(iss: TcpSeq, mss: usize, sack: bool, cc: Box<dyn CongestionControl>) -> Sender<M> {
         Sender {
             iss,
@@ -179,6 +184,7 @@ impl<M: Copy> Sender<M> {
             pacer: Pacer::default(),
             duplicate_acks: 0,
             retransmit_now: false,
+            starved: false,
             recovery: None,
             lost_since: false,
             episode: None,
@@ -231,6 +237,21 @@ impl<M: Copy> Sender<M> {
         self.board.iter()
     }
 
+    /// Octets of memory that hold what is noted of the segments in flight.
+    pub fn notes_bytes(&self) -> usize {
+        self.board.held_bytes()
+    }
+
+    /// By how many octets that grows with the next segment of text.
+    pub fn notes_growth_bytes(&self) -> usize {
+        self.board.growth_bytes()
+    }
+
+    /// Gives back memory that is hardly used.
+    pub fn shrink(&mut self) {
+        self.board.shrink();
+    }
+
     pub fn congestion_state(&self) -> CongestionState {
         match self.recovery {
             Some(Recovery::Timeout(_)) => CongestionState::Loss,
@@ -276,7 +297,7 @@ impl<M: Copy> Sender<M> {
     // RFC 5681 §3.2 step 3, RFC 6582 §3.2 step 5, RFC 6675 §5 (4.3): the first retransmission does
     // not wait for the halved window to open, which without SACK only its own ACK would do.
     pub fn retransmission_ready(&self) -> bool {
-        self.board.lost_segments > 0 && (self.retransmit_now || self.cwnd_room())
+        self.board.lost_segments > 0 && !self.starved && (self.retransmit_now || self.cwnd_room())
     }
 
     pub fn has_lost(&self) -> bool {
@@ -323,6 +344,7 @@ impl<M: Copy> Sender<M> {
         mut on_acked: impl FnMut(&Sent<M>),
     ) -> AckOutcome {
         let mut outcome = AckOutcome::default();
+        self.starved = false;
         let mut delivered = Delivered::new(now, self.rtt.min_rtt());
         let outstanding = self.snd_nxt.distance(self.snd_una);
         let dsack = reported_duplicate(ack, sack);
@@ -430,6 +452,7 @@ impl<M: Copy> Sender<M> {
         });
         self.duplicate_acks = 0;
         self.retransmit_now = true;
+        self.starved = false;
         self.recovery = Some(Recovery::Timeout(self.snd_nxt));
         self.lost_since = false;
         self.prr = None;
@@ -513,8 +536,12 @@ impl<M: Copy> Sender<M> {
     }
 
     /// The first segment to send again, with at most `text_max` octets of text.
-    pub fn next_lost(&mut self, text_max: usize) -> Option<LostSegment<M>> {
-        self.board.first_lost(text_max)
+    /// `None` where it has to be cut, that takes memory, and there is none to be had (`may_grow`): then
+    /// nothing is sent again before the next acknowledgment.
+    pub fn next_lost(&mut self, text_max: usize, may_grow: bool) -> Option<LostSegment<M>> {
+        let lost = self.board.first_lost(text_max, may_grow);
+        self.starved = lost.is_none();
+        lost
     }
 
     /// The last segment in flight, if it is to leave again as a tail loss probe: nothing new could

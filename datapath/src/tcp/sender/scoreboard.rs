@@ -9,6 +9,16 @@ use std::collections::VecDeque;
 /// than that the segments themselves still know.
 const SACKED_RANGES_MAX: usize = 1024;
 
+/// The first piece of memory is for so many segments; it doubles from there.
+const FIRST_SEGMENTS: usize = 16;
+
+/// Places that new text leaves free, without which nothing would go on: for the FIN, and for what is
+/// left of the first segment when it is cut, and cut again.
+const SPARE_SEGMENTS: usize = 4;
+
+/// Copies noted in the order of leaving, for each segment that there is memory for.
+const COPIES_PER_SEGMENT: usize = 2;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// Sent and not heard of: counted in `pipe`.
@@ -89,6 +99,13 @@ pub(super) struct Scoreboard<M> {
 }
 
 impl<M: Copy> Scoreboard<M> {
+    /// What one segment takes of memory.
+    const SEGMENT_BYTES: usize =
+        size_of::<Sent<M>>() + COPIES_PER_SEGMENT * size_of::<(Instant, TcpSeq)>();
+
+    /// What the first segment takes.
+    pub(super) const FIRST_BYTES: usize = FIRST_SEGMENTS * Self::SEGMENT_BYTES;
+
     pub(super) fn new(first: TcpSeq) -> Scoreboard<M> {
         Scoreboard {
             segments: VecDeque::new(),
@@ -148,11 +165,72 @@ impl<M: Copy> Scoreboard<M> {
         self.by_time.len()
     }
 
+    /// Octets of memory held.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.segments.capacity() * Self::SEGMENT_BYTES
+    }
+
+    /// By how many octets that grows with the next segment of text.
+    pub(super) fn growth_bytes(&self) -> usize {
+        self.growth() * Self::SEGMENT_BYTES
+    }
+
+    fn growth(&self) -> usize {
+        let places = self.segments.capacity();
+        if self.segments.len() + SPARE_SEGMENTS < places {
+            0
+        } else {
+            places.max(FIRST_SEGMENTS)
+        }
+    }
+
+    fn grow(&mut self) {
+        let places = self.segments.capacity() + self.growth();
+        self.hold(places);
+    }
+
+    /// Memory for so many segments and no more, if as many are not in flight.
+    fn hold(&mut self, places: usize) {
+        let more = places.saturating_sub(self.segments.len());
+        self.segments.reserve_exact(more);
+        self.segments.shrink_to(places);
+        let copies = COPIES_PER_SEGMENT * places;
+        let more = copies.saturating_sub(self.by_time.len());
+        self.by_time.reserve_exact(more);
+        self.by_time.shrink_to(copies);
+    }
+
+    /// Gives back memory of which no more than a quarter is used.
+    pub(super) fn shrink(&mut self) {
+        let places = self.segments.capacity();
+        if places > FIRST_SEGMENTS && self.segments.len() <= places / 4 {
+            self.forget_stale_copies();
+            self.hold(FIRST_SEGMENTS.max(places / 2));
+        }
+    }
+
     /// A new segment left.
     pub(super) fn push(&mut self, sent: Sent<M>) {
+        if sent.len > 0 || self.segments.capacity() == 0 {
+            self.grow();
+        }
         self.pipe += sent.space();
-        self.by_time.push_back((sent.sent_at, sent.end()));
+        self.note_copy(sent.sent_at, sent.end());
         self.segments.push_back(sent);
+    }
+
+    fn note_copy(&mut self, sent_at: Instant, end: TcpSeq) {
+        if self.by_time.len() == self.by_time.capacity() {
+            self.forget_stale_copies();
+        }
+        self.by_time.push_back((sent_at, end));
+    }
+
+    /// No more copies are left than there are segments.
+    fn forget_stale_copies(&mut self) {
+        let segments = &self.segments;
+        self.by_time
+            .retain(|copy| last_copy(segments, *copy).is_some());
     }
 
     /// Segment `at` left again.
@@ -172,7 +250,8 @@ impl<M: Copy> Scoreboard<M> {
         sent.fate = Fate::Outstanding;
         sent.previous_at = Some(sent.sent_at);
         sent.sent_at = now;
-        self.by_time.push_back((now, sent.end()));
+        let end = sent.end();
+        self.note_copy(now, end);
     }
 
     /// Everything before `ack` has arrived. `echoes` says whether the acknowledgment's TSecr is what
@@ -227,6 +306,9 @@ impl<M: Copy> Scoreboard<M> {
         self.lost_to = self.lost_to.max(ack);
         if !self.sacked.is_empty() {
             self.sacked.remove_before(ack);
+        }
+        if self.is_empty() && self.segments.capacity() > FIRST_SEGMENTS {
+            self.hold(FIRST_SEGMENTS);
         }
     }
 
@@ -318,11 +400,7 @@ impl<M: Copy> Scoreboard<M> {
         mut verdict: impl FnMut(Instant, TcpSeq) -> TimeVerdict,
     ) -> Option<Instant> {
         while let Some(&(sent_at, end)) = self.by_time.front() {
-            let at = self.segments.partition_point(|s| s.end().before(end));
-            let current = self.segments.get(at).is_some_and(|s| {
-                s.fate == Fate::Outstanding && s.sent_at == sent_at && s.end() == end
-            });
-            if current {
+            if let Some(at) = last_copy(&self.segments, (sent_at, end)) {
                 match verdict(sent_at, end) {
                     TimeVerdict::Lost => self.mark_lost(at),
                     TimeVerdict::LostAt(at) => return Some(at),
@@ -368,8 +446,9 @@ impl<M: Copy> Scoreboard<M> {
     }
 
     /// The first segment that is lost, cut to `text_max` octets of text. The rest becomes one of its
-    /// own, with the same mark.
-    pub(super) fn first_lost(&mut self, text_max: usize) -> Option<LostSegment<M>> {
+    /// own, with the same mark. `None` if that takes memory and it may not grow; the first segment in
+    /// flight has places of its own.
+    pub(super) fn first_lost(&mut self, text_max: usize, may_grow: bool) -> Option<LostSegment<M>> {
         if self.lost_segments == 0 {
             return None;
         }
@@ -384,6 +463,13 @@ impl<M: Copy> Scoreboard<M> {
         self.lost_from = self.segments[at].seq;
         let sent = self.segments[at];
         if sent.len > text_max && text_max > 0 {
+            let full = self.segments.len() == self.segments.capacity();
+            if full || at > 0 && self.growth() > 0 {
+                if !may_grow {
+                    return None;
+                }
+                self.grow();
+            }
             let rest = Sent {
                 seq: sent.seq + text_max,
                 len: sent.len - text_max,
@@ -449,6 +535,14 @@ impl Delivered {
 /// RFC 8985 §6.2, `RACK_sent_after`: whether copy `a` left after copy `b`.
 pub(super) fn sent_after(a: (Instant, TcpSeq), b: (Instant, TcpSeq)) -> bool {
     a.0 > b.0 || (a.0 == b.0 && a.1.after(b.1))
+}
+
+/// The segment that `copy` is the last copy of, if nothing is known of it.
+fn last_copy<M>(segments: &VecDeque<Sent<M>>, (sent_at, end): (Instant, TcpSeq)) -> Option<usize> {
+    let at = segments.partition_point(|s| s.end().before(end));
+    let outstanding = segments.get(at)?.fate == Fate::Outstanding;
+    let last = segments[at].sent_at == sent_at && segments[at].end() == end;
+    (outstanding && last).then_some(at)
 }
 
 pub(super) enum TimeVerdict {

@@ -54,7 +54,7 @@ fn ack(tx: &mut Sender<()>, n: usize, sacked: &[(usize, usize)]) -> AckOutcome {
 fn resend(tx: &mut Sender<()>, ms: u64) -> Vec<usize> {
     let mut again = Vec::new();
     while tx.retransmission_ready() {
-        let lost = tx.next_lost(MSS).expect("one is ready");
+        let lost = tx.next_lost(MSS, true).expect("one is ready");
         again.push(lost.sent.seq.distance(tx.iss + 1) / MSS);
         assert!(again.len() <= tx.board.len(), "for ever: {again:?}");
         tx.on_retransmitted(Instant::from_millis(ms), lost.at);
@@ -558,7 +558,7 @@ fn a_smaller_path_cuts_what_is_in_flight_and_keeps_the_window() {
     let mut tx = sender(true, 3);
     tx.set_mss(600, 600);
     let mut cut = Vec::new();
-    while let Some(lost) = tx.next_lost(600) {
+    while let Some(lost) = tx.next_lost(600, true) {
         cut.push((lost.sent.seq.distance(tx.iss + 1), lost.sent.len));
         assert!(cut.len() <= 6, "for ever: {cut:?}");
         tx.on_retransmitted(Instant::from_millis(1), lost.at);
@@ -570,6 +570,43 @@ fn a_smaller_path_cuts_what_is_in_flight_and_keeps_the_window() {
     assert_eq!(tx.cc.cwnd(), 10 * 600);
     ack_at(&mut tx, 20, 3, &[]);
     assert!(tx.flight_is_empty() && tx.in_flight() == 0);
+}
+
+// The first piece of memory has sixteen places, of which new text leaves four.
+#[test]
+fn without_memory_the_first_segment_alone_is_cut() {
+    let mut tx = sender(true, 11);
+    assert_eq!(tx.notes_growth_bytes(), 0);
+    tx.on_sent(Instant::ZERO, MSS, false, ());
+    let held = tx.notes_bytes();
+    assert_eq!(
+        (held, tx.notes_growth_bytes()),
+        (Sender::<()>::FIRST_NOTES_BYTES, held)
+    );
+    tx.set_mss(600, 600);
+    let resend_one = |tx: &mut Sender<()>, may_grow| {
+        let lost = tx.next_lost(600, may_grow)?;
+        tx.on_retransmitted(Instant::from_millis(1), lost.at);
+        Some(lost.sent.seq.distance(tx.iss + 1))
+    };
+    assert_eq!(resend_one(&mut tx, false), Some(0));
+    assert_eq!(resend_one(&mut tx, false), Some(600));
+    assert!(tx.retransmission_ready());
+    assert_eq!(resend_one(&mut tx, false), None);
+    assert!(!tx.retransmission_ready() && tx.has_lost(), "it waits");
+    ack_at(&mut tx, 20, 1, &[]);
+    assert!(tx.retransmission_ready());
+    assert_eq!(resend_one(&mut tx, false), Some(MSS), "now it is the first");
+    assert_eq!(resend_one(&mut tx, false), Some(MSS + 600));
+    assert_eq!(resend_one(&mut tx, false), None);
+    // A timeout comes in the place of an acknowledgment, and memory in the place of both.
+    tx.on_timeout(Instant::from_millis(2000));
+    assert!(tx.retransmission_ready());
+    assert_eq!(tx.notes_bytes(), held);
+    while resend_one(&mut tx, true).is_some() {}
+    assert!(!tx.has_lost() && tx.notes_bytes() == 2 * held);
+    ack_at(&mut tx, 3000, 12, &[]);
+    assert!(tx.flight_is_empty() && tx.notes_bytes() == held);
 }
 
 /// With the fifth of ten segments an MTU probe.
@@ -753,7 +790,7 @@ fn duplicates_of_a_recovery_do_not_pay_for_the_timeout_after_it() {
     assert!(ack(&mut tx, 0, &[(4, 12)]).loss_found);
     assert!(resend(&mut tx, 10).len() > 1);
     tx.on_timeout(Instant::from_millis(1000));
-    let lost = tx.next_lost(MSS).expect("the head");
+    let lost = tx.next_lost(MSS, true).expect("the head");
     tx.on_retransmitted(Instant::from_millis(1000), lost.at);
     assert!(!ack_at(&mut tx, 1010, 1, &[(0, 1), (4, 12)]).undone);
 }
@@ -788,7 +825,7 @@ fn a_loss_in_the_acknowledgment_that_undoes_a_timeout_halves_the_window_before_i
     let mut tx = sender(true, 60);
     ack(&mut tx, 1, &[]);
     tx.on_timeout(Instant::from_millis(1000));
-    let lost = tx.next_lost(MSS).expect("the head");
+    let lost = tx.next_lost(MSS, true).expect("the head");
     tx.on_retransmitted(Instant::from_millis(1000), lost.at);
     let outcome = ack_at(&mut tx, 1001, 1, &[(2, 3), (5, 9)]);
     assert!(outcome.undone && outcome.loss_found);
@@ -871,7 +908,7 @@ fn part_of_a_segment_acknowledged_leaves_the_rest() {
     tx.on_ack(Instant::ZERO, first + 300, &none, false, |_| false, |_| {});
     assert_eq!(tx.in_flight(), 700);
     tx.on_timeout(Instant::ZERO + Duration::from_secs(1));
-    let lost = tx.next_lost(MSS).expect("the rest");
+    let lost = tx.next_lost(MSS, true).expect("the rest");
     assert_eq!((lost.sent.seq, lost.sent.len), (first + 300, 700));
 }
 
@@ -927,7 +964,7 @@ fn a_fin_stays_in_flight_when_its_text_is_acknowledged() {
     let left: Vec<_> = tx.flight().map(|s| (s.seq, s.len, s.fin)).collect();
     assert_eq!((left, tx.in_flight()), (vec![(fin, 0, true)], 1));
     tx.on_timeout(Instant::from_millis(1000));
-    let lost = tx.next_lost(MSS).expect("the FIN");
+    let lost = tx.next_lost(MSS, true).expect("the FIN");
     assert_eq!((lost.sent.seq, lost.sent.len), (fin, 0));
     tx.on_retransmitted(Instant::from_millis(1000), lost.at);
     tx.on_ack(Instant::ZERO, fin + 1, &none, false, |_| false, |_| {});

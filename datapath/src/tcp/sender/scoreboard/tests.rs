@@ -36,6 +36,23 @@ fn a_segment_is_sacked_when_one_block_holds_all_of_it() {
     }
 }
 
+#[test]
+fn stale_copies_are_forgotten_where_memory_ends_and_not_before() {
+    let first = TcpSeq(u32::MAX - 5);
+    let mut board = Scoreboard::new(first);
+    for n in 0..4 {
+        board.push(segment(first + 4 * n, 4, Instant::ZERO));
+    }
+    let places = COPIES_PER_SEGMENT * FIRST_SEGMENTS;
+    for n in 5..=places {
+        board.retransmitted(Instant::from_millis(n as u64), n % 4);
+        assert_eq!(board.copies_noted(), n);
+    }
+    board.retransmitted(Instant::from_millis(1000), 0);
+    assert_eq!(board.copies_noted(), 4, "one for each");
+    assert_eq!(board.by_time.capacity(), places);
+}
+
 /// A scoreboard and what should be on it.
 struct Flight {
     board: Scoreboard<()>,
@@ -63,16 +80,42 @@ fn happen(flight: &mut Flight, ms: u64, (what, a, b): Event) {
     };
     match what {
         0 | 1 => {
-            let sent = segment(*end, 1 + a % 4, now);
-            *end = sent.end();
-            board.push(sent);
+            // Now and then many, or memory would never grow.
+            for n in 0..1 + what as usize * b % 12 {
+                let ended = board.iter().any(|sent| sent.fin);
+                let mut sent = segment(*end, ((a + n) % 5).max(usize::from(ended)), now);
+                sent.fin = sent.len == 0;
+                *end = sent.end();
+                let (held, growth) = (board.held_bytes(), board.growth_bytes());
+                let full = board.len() == board.segments.capacity();
+                board.push(sent);
+                let now_held = match held {
+                    0 => Scoreboard::<()>::FIRST_BYTES,
+                    _ if sent.fin => held,
+                    _ => held + growth,
+                };
+                // After several cuts of the first segment a FIN may find no place.
+                assert!(board.held_bytes() == now_held || held > 0 && sent.fin && full);
+                if sent.len > 0 && growth > 0 {
+                    let copies = board.by_time.capacity() * size_of::<(Instant, TcpSeq)>();
+                    let segments = board.segments.capacity() * size_of::<Sent<()>>();
+                    assert_eq!(board.held_bytes(), segments + copies);
+                    assert_eq!(board.by_time.capacity(), 2 * board.segments.capacity());
+                }
+            }
         }
         _ if before.is_empty() => {}
         2 => {
             let ack = before[i].seq + b % (before[i].space() + 1);
-            let mut whole = 0;
+            let (mut whole, held) = (0, board.held_bytes());
             board.acknowledge(ack, &mut delivered, &|_| false, &mut |_| whole += 1);
             assert_eq!(board.len(), before.len() - whole);
+            let most = if board.is_empty() {
+                Scoreboard::<()>::FIRST_BYTES
+            } else {
+                held
+            };
+            assert_eq!(board.held_bytes(), held.min(most));
             assert!(board.front().is_none_or(|sent| sent.seq.at_or_after(ack)));
         }
         3 => {
@@ -103,11 +146,21 @@ fn happen(flight: &mut Flight, ms: u64, (what, a, b): Event) {
         5 => {
             let first = before.iter().position(|was| was.fate == Fate::Lost);
             let text_max = b % 5;
-            let lost = board.first_lost(text_max);
-            assert_eq!(lost.map(|lost| lost.at), first);
+            // What is too small for any text cuts nothing.
+            let most = if text_max == 0 { 4 } else { text_max };
+            let (held, growth, may_grow) = (board.held_bytes(), board.growth_bytes(), a % 2 == 0);
+            let lost = board.first_lost(text_max, may_grow);
+            // The first in flight takes any place there is.
+            let full = held == before.len() * Scoreboard::<()>::SEGMENT_BYTES;
+            let cut = first.filter(|at| before[*at].len > most);
+            let grows = cut.is_some_and(|at| full || at > 0 && growth > 0);
+            assert_eq!(
+                lost.map(|lost| lost.at),
+                first.filter(|_| may_grow || !grows)
+            );
+            let more = if grows && may_grow { growth } else { 0 };
+            assert_eq!(board.held_bytes(), held + more);
             if let (Some(lost), Some(at)) = (lost, first) {
-                // What is too small for any text cuts nothing.
-                let most = if text_max == 0 { 4 } else { text_max };
                 assert_eq!(lost.sent.len, before[at].len.min(most));
                 board.retransmitted(now, lost.at);
             }
@@ -115,6 +168,15 @@ fn happen(flight: &mut Flight, ms: u64, (what, a, b): Event) {
         6 => board.mark_lost(i),
         7 => board.retransmitted(now, i),
         8 => board.unmark_lost(),
+        9 => {
+            let places = board.held_bytes() / Scoreboard::<()>::SEGMENT_BYTES;
+            board.shrink();
+            let left = match places {
+                FIRST_SEGMENTS.. if before.len() <= places / 4 => FIRST_SEGMENTS.max(places / 2),
+                _ => places,
+            };
+            assert_eq!(board.held_bytes(), left * Scoreboard::<()>::SEGMENT_BYTES);
+        }
         _ => {
             let sacked = before.iter().filter(|was| was.fate == Fate::Sacked);
             *arrived -= sacked.map(Sent::space).sum::<usize>();
@@ -128,7 +190,7 @@ proptest! {
     /// What is counted is what the segments say, and every octet arrives once.
     #[test]
     fn the_scoreboard_counts_right_whatever_happens(
-        events in prop::collection::vec((0u8..10, 0usize..1000, 0usize..1000), 1..80),
+        events in prop::collection::vec((0u8..11, 0usize..1000, 0usize..1000), 1..80),
     ) {
         let first = TcpSeq(u32::MAX - 20);
         let mut flight = Flight { board: Scoreboard::new(first), end: first, arrived: 0 };
@@ -144,6 +206,14 @@ proptest! {
             assert!(board.iter().skip(1).all(|sent| ends.next() == Some(sent.seq)));
             let sacked: usize = of(Fate::Sacked).map(Sent::space).sum();
             assert_eq!(board.sacked.covered(), sacked);
+            // Every copy of which nothing is known is noted, in memory that is counted.
+            for sent in of(Fate::Outstanding) {
+                assert!(board.by_time.contains(&(sent.sent_at, sent.end())));
+            }
+            let places = board.held_bytes() / Scoreboard::<()>::SEGMENT_BYTES;
+            assert_eq!(board.segments.capacity(), places);
+            assert!(board.by_time.capacity() <= COPIES_PER_SEGMENT * places);
+            assert!(!board.is_empty() || places <= FIRST_SEGMENTS);
             let una = board.front().map_or(*end, |sent| sent.seq);
             assert_eq!(*arrived, una.distance(first) + sacked);
         }
