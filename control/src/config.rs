@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use mptcp::RawMptcp;
 use mpx_datapath::engine::{AddressPolicy, Announce, JoinPolicy, JoinRule, Patience, Versions};
 use mpx_datapath::tcp::congestion::Algorithm;
+use mpx_datapath::tcp::fast_open::FastOpen;
 use mpx_ebpf::{INTERFACES_MAX, OWNER_BITS_DEFAULT};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -60,6 +61,7 @@ pub(crate) struct Service {
     pub(crate) congestion: Algorithm,
     /// Agree to ECN where a client asks for it (RFC 3168).
     pub(crate) ecn: bool,
+    pub(crate) fast_open: FastOpen,
     pub(crate) patience: Patience,
 }
 
@@ -117,6 +119,8 @@ pub(crate) struct Limits {
     pub(crate) max_pending_joins_per_source: u32,
     /// Keys that are drawn in idle time.
     pub(crate) max_keys_ahead: usize,
+    /// Connections of one service that Fast Open has opened and that still wait for their third ACK.
+    pub(crate) max_pending_fast_opens: usize,
     /// Per connection, shared by its subflows: how far the receive window grows.
     pub(crate) receive_buffer_max_bytes: usize,
     /// Per connection: how far what the app may write ahead of the acknowledgments grows.
@@ -277,6 +281,7 @@ struct RawService {
     keepalive_ms: Option<Spanned<u64>>,
     congestion: Option<Spanned<String>>,
     ecn: Option<bool>,
+    fast_open: Option<Spanned<String>>,
     keepalive_interval_ms: Option<Spanned<u64>>,
     keepalive_probes: Option<Spanned<u64>>,
     persist_interval_max_ms: Option<Spanned<u64>>,
@@ -323,6 +328,7 @@ struct RawLimits {
     syn_cookies_from: Option<Spanned<u64>>,
     max_pending_joins_per_source: Option<Spanned<u64>>,
     max_keys_ahead: Option<Spanned<u64>>,
+    max_pending_fast_opens: Option<Spanned<u64>>,
     receive_buffer_max_bytes: Option<Spanned<u64>>,
     send_buffer_max_bytes: Option<Spanned<u64>>,
     memory_max_bytes: Option<Spanned<u64>>,
@@ -413,6 +419,10 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("keepalive_ms", "keepalive_ms = 7200000, or 0 for never"),
     ("congestion", "congestion = \"cubic\" or \"reno\""),
     ("ecn", "ecn = true"),
+    (
+        "fast_open",
+        "fast_open = \"off\", \"on\" or \"without-cookies\"",
+    ),
     ("keepalive_interval_ms", "keepalive_interval_ms = 75000"),
     ("keepalive_probes", "keepalive_probes = 9"),
     ("persist_interval_max_ms", "persist_interval_max_ms = 60000"),
@@ -435,6 +445,7 @@ const EXAMPLES: &[(&str, &str)] = &[
         "max_pending_joins_per_source = 1024",
     ),
     ("max_keys_ahead", "max_keys_ahead = 1024"),
+    ("max_pending_fast_opens", "max_pending_fast_opens = 1024"),
     (
         "receive_buffer_max_bytes",
         "receive_buffer_max_bytes = 8388608",
@@ -612,6 +623,15 @@ impl Source<'_> {
             patience: self.patience(raw)?,
             congestion,
             ecn: raw.ecn.unwrap_or(true),
+            fast_open: self.choice(
+                "service.fast_open",
+                raw.fast_open.as_ref(),
+                &[
+                    ("off", FastOpen::Off),
+                    ("on", FastOpen::On),
+                    ("without-cookies", FastOpen::WithoutCookies),
+                ],
+            )?,
         })
     }
 
@@ -998,6 +1018,12 @@ impl Source<'_> {
                 1_024,
                 0..=1 << 20,
             )?,
+            max_pending_fast_opens: number(
+                "limits.max_pending_fast_opens",
+                &raw.max_pending_fast_opens,
+                1_024,
+                1..=1 << 24,
+            )?,
             receive_buffer_max_bytes: number(
                 "limits.receive_buffer_max_bytes",
                 &raw.receive_buffer_max_bytes,
@@ -1248,6 +1274,8 @@ app = { kind = "proxy", backends = ["127.0.0.1:8080"] }
         assert_eq!(web.addresses, AddressPolicy::default());
         assert_eq!(web.congestion, Algorithm::Cubic);
         assert!(web.ecn);
+        assert_eq!(web.fast_open, FastOpen::Off);
+        assert_eq!(config.limits.max_pending_fast_opens, 1024);
         assert_eq!(web.patience, Patience::default());
         assert_eq!(
             web.app,
@@ -1276,6 +1304,7 @@ max_stranded = 6
 syn_cookies_from = 3
 max_pending_joins_per_source = 6
 max_keys_ahead = 7
+max_pending_fast_opens = 6
 receive_buffer_max_bytes = 65536
 send_buffer_max_bytes = 131072
 memory_max_bytes = 268435456
@@ -1293,6 +1322,7 @@ deny_join_initial = true
 proxy_protocol = "v2"
 congestion = "reno"
 ecn = false
+fast_open = "without-cookies"
 keepalive_ms = 0
 keepalive_interval_ms = 1000
 keepalive_probes = 3
@@ -1337,6 +1367,7 @@ app = { kind = "echo" }
                 syn_cookies_from: 3,
                 max_pending_joins_per_source: 6,
                 max_keys_ahead: 7,
+                max_pending_fast_opens: 6,
                 receive_buffer_max_bytes: 65536,
                 send_buffer_max_bytes: 131072,
                 memory_max_bytes: Some(1 << 28),
@@ -1388,6 +1419,7 @@ app = { kind = "echo" }
         assert_eq!(config.services[0].addresses, addresses);
         assert_eq!(config.services[0].congestion, Algorithm::Reno);
         assert!(!config.services[0].ecn);
+        assert_eq!(config.services[0].fast_open, FastOpen::WithoutCookies);
         assert!(!config.services[0].checksum);
         assert_eq!(
             config.services[0].patience,

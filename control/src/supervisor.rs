@@ -259,6 +259,7 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
             addresses: service.addresses.clone(),
             congestion: service.congestion,
             ecn: service.ecn,
+            fast_open: service.fast_open,
             patience: service.patience,
         })
         .collect();
@@ -272,6 +273,7 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
         syn_cookies_from: config.limits.syn_cookies_from,
         pending_joins_per_source_max: config.limits.max_pending_joins_per_source,
         keys_ahead_max: config.limits.max_keys_ahead,
+        fast_open_pending_max: config.limits.max_pending_fast_opens,
         subflows_per_connection_max: config.limits.max_subflows,
         buffers: Buffers {
             receive_max_bytes: config.limits.receive_buffer_max_bytes,

@@ -4,6 +4,7 @@
 use crate::rand::Entropy;
 use crate::seq::TcpSeq;
 use crate::time::Instant;
+use crate::wire::tcp::FastOpenCookie;
 use hmac::{Hmac, Mac};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -108,6 +109,34 @@ pub fn join_ack_valid(expected: &[u8; 20], received: &[u8; 20]) -> bool {
 /// Whether a truncated HMAC of a SYN/ACK or an ADD_ADDR is the one expected, in constant time.
 pub fn hmac_64_valid(expected: u64, received: u64) -> bool {
     expected.ct_eq(&received).into()
+}
+
+/// Octets of a Fast Open cookie of ours: beside MP_CAPABLE and all other options a SYN/ACK has room
+/// for no more.
+const FAST_OPEN_COOKIE_LEN: usize = 6;
+
+/// The key under which Fast Open cookies are made in one period of time.
+pub fn fast_open_key(secret: &[u8; 16], period: u64) -> [u8; 16] {
+    let mut block = [0; 64];
+    block[..16].copy_from_slice(secret);
+    let mut mac = Hmac::<Sha256>::new(&block.into());
+    mac.update(b"fast open");
+    mac.update(&period.to_be_bytes());
+    let digest: [u8; 32] = mac.finalize().into_bytes().into();
+    let mut key = [0; 16];
+    key.copy_from_slice(&digest[..16]);
+    key
+}
+
+/// A MAC of the client's address (RFC 7413 §4.1.2): the front of SipHash-2-4.
+pub fn fast_open_cookie(key: &[u8; 16], client: IpAddr) -> FastOpenCookie {
+    let mut hasher = SipHasher24::new_with_key(key);
+    match client {
+        IpAddr::V4(address) => hasher.write(&address.octets()),
+        IpAddr::V6(address) => hasher.write(&address.octets()),
+    }
+    let mac = hasher.finish().to_be_bytes();
+    FastOpenCookie::new(&mac[..FAST_OPEN_COOKIE_LEN]).unwrap_or_default()
 }
 
 /// What only this server knows. Every worker of a server must hold the same, so that a 4-tuple has

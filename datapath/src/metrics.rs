@@ -91,6 +91,14 @@ counters! {
     ecn_window_falls => "EcnWindowFalls",
 
     passive_opens => "PassiveOpens",
+    /// SYNs that opened their connection early (RFC 7413), those of them with a cookie that is about to
+    /// expire, those whose cookie was not good, those that asked for one, and those that found too many
+    /// connections open early already.
+    fast_open_passive => "TCPFastOpenPassive",
+    fast_open_ageing => "TCPFastOpenPassiveAltKey",
+    fast_open_passive_fail => "TCPFastOpenPassiveFail",
+    fast_open_cookie_requests => "TCPFastOpenCookieReqd",
+    fast_open_overflow => "TCPFastOpenListenOverflow",
     connections_closed => "ConnectionsClosed",
     /// Connections that lost their last subflow, and those of them that one joined in time.
     stranded => "Stranded",

@@ -288,6 +288,7 @@ mod tests {
     use crate::rand::ChaChaEntropy;
     use crate::seq::TcpSeq;
     use crate::tcp::congestion::Algorithm;
+    use crate::tcp::fast_open::FastOpen;
     use crate::wire::frame::{self, Link, Segment};
     use crate::wire::tcp::{TcpFlags, TcpHeader, TcpOptions};
     use std::net::SocketAddr;
@@ -375,6 +376,7 @@ mod tests {
             patience: Patience::default(),
             congestion: Algorithm::default(),
             ecn: true,
+            fast_open: FastOpen::Off,
         };
         let config = EngineConfig {
             connections_max: 1 << 20,

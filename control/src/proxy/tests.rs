@@ -13,6 +13,7 @@ use mpx_datapath::engine::{
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
 use mpx_datapath::tcp::congestion::Algorithm;
+use mpx_datapath::tcp::fast_open::FastOpen;
 use mpx_datapath::wire::frame::Segment;
 use std::net::{TcpListener, TcpStream as Backend};
 use std::thread;
@@ -51,6 +52,7 @@ impl Rig {
             addresses: AddressPolicy::default(),
             congestion: Algorithm::default(),
             ecn: true,
+            fast_open: FastOpen::Off,
             patience: Patience {
                 keepalive: None,
                 ..Patience::default()

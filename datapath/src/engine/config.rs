@@ -5,6 +5,7 @@ use super::policy::AddressPolicy;
 use crate::mptcp::Versions;
 use crate::mptcp::connection::Buffers;
 use crate::tcp::congestion::Algorithm;
+use crate::tcp::fast_open::FastOpen;
 use crate::time::Duration;
 use std::net::SocketAddr;
 
@@ -27,6 +28,12 @@ pub struct EngineConfig {
     pub half_open_max: usize,
     /// With so many of those a SYN is answered with a cookie and nothing is kept of it.
     pub syn_cookies_from: usize,
+    /// Connections of one service that are open to its app before their handshake is over
+    /// (RFC 7413 §4.2, PendingFastOpenRequests).
+    pub fast_open_pending_max: usize,
+    /// What Fast Open cookies are made with; all workers of a server share it. `None`: the engine
+    /// draws one.
+    pub fast_open_secret: Option<[u8; 16]>,
     /// Keys drawn ahead in idle time.
     pub keys_ahead_max: usize,
     /// Connections without a subflow: the one that has been so for longest makes room for another.
@@ -66,6 +73,8 @@ impl EngineConfig {
             connections_max: 100_000,
             half_open_max: 16_384,
             syn_cookies_from: 4_096,
+            fast_open_pending_max: 1_024,
+            fast_open_secret: None,
             keys_ahead_max: 1_024,
             stranded_max: 16_384,
             subflows_per_connection_max: 8,
@@ -117,6 +126,7 @@ pub struct ServiceConfig {
     pub congestion: Algorithm,
     /// Agree to explicit congestion notification where the client asks for it (RFC 3168).
     pub ecn: bool,
+    pub fast_open: FastOpen,
 }
 
 /// How long a peer that does not answer is borne with.

@@ -8,6 +8,7 @@ mod config;
 mod conn;
 mod cookies;
 mod fallbacks;
+mod fast_open;
 mod flow;
 mod icmp;
 mod join;
@@ -42,6 +43,7 @@ use crate::mptcp::{Connection, Mode, Version};
 use crate::port::IfaceId;
 use crate::rand::Entropy;
 use crate::seq::TcpSeq;
+use crate::tcp::fast_open::{Cookies, Pending};
 use crate::time::Instant;
 use crate::wheel::TimerWheel;
 use crate::wire::ParseError;
@@ -68,6 +70,7 @@ const REPLIES_MAX: usize = 1024;
 struct Service {
     config: ServiceConfig,
     app: Box<dyn App>,
+    fast_opens: Pending,
 }
 
 /// A segment of no connection: a RST, an ACK out of TIME-WAIT, or a SYN/ACK with a cookie.
@@ -120,6 +123,7 @@ pub struct Engine {
     reset_limit: RateLimit,
     join_limit: SourceLimit,
     secrets: Secrets,
+    cookies: Cookies,
     entropy: Box<dyn Entropy>,
     draining: bool,
     icmp_limit: RateLimit,
@@ -141,10 +145,19 @@ impl Engine {
             .buffers
             .within(config.memory_max_bytes / MEMORY_PARTS);
         let secrets = Secrets::generate(&mut *entropy);
+        let cookies = Cookies::new(config.fast_open_secret.unwrap_or_else(|| {
+            let mut secret = [0; 16];
+            entropy.fill(&mut secret);
+            secret
+        }));
         let services = config.services.iter().cloned().zip(apps);
         Engine {
             services: services
-                .map(|(config, app)| Service { config, app })
+                .map(|(config, app)| Service {
+                    config,
+                    app,
+                    fast_opens: Pending::default(),
+                })
                 .collect(),
             connections: Slab::new(),
             next_generation: 0,
@@ -169,6 +182,7 @@ impl Engine {
             reset_limit: RateLimit::new(config.resets_per_second_max),
             join_limit: SourceLimit::new(config.pending_joins_per_source_max, &mut *entropy),
             secrets,
+            cookies,
             entropy,
             draining: false,
             icmp_limit: RateLimit::new(icmp::ERRORS_PER_SECOND_MAX),
@@ -414,7 +428,12 @@ impl Engine {
         let connection = &mut self.connections[index];
         // First: it makes room for what the app writes.
         connection.after_progress(now);
-        let app = &mut self.services[connection.service].app;
+        let service = &mut self.services[connection.service];
+        if connection.fast_open_pending && connection.is_acknowledged() {
+            connection.fast_open_pending = false;
+            service.fast_opens.end();
+        }
+        let app = &mut service.app;
         if connection.events.opened {
             connection.events.opened = false;
             connection.app_opened = true;
@@ -496,7 +515,7 @@ impl Engine {
             && !connection.app_closed
             && connection.rcv.unread_bytes() > 0;
         if connection.is_gone() && !unread {
-            self.remove_connection(index);
+            self.remove_connection(index, now);
             return;
         }
         if let Some(at) = connection.wheel_entry() {
@@ -523,8 +542,15 @@ impl Engine {
         }
     }
 
-    fn remove_connection(&mut self, index: usize) {
+    fn remove_connection(&mut self, index: usize, now: Instant) {
         let connection = self.connections.remove(index);
+        if connection.fast_open_pending {
+            let fast_opens = &mut self.services[connection.service].fast_opens;
+            match connection.end {
+                Some(End::PeerAborted) => fast_opens.end_reset(now),
+                _ => fast_opens.end(),
+            }
+        }
         self.memory.close(connection.charged_bytes);
         self.forget_stranded(connection.stranded_since.is_some());
         if connection.token != 0 {

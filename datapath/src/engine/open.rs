@@ -107,7 +107,8 @@ impl Engine {
             capable,
         };
         let index = self.open(now, iface, segment, key, opening);
-        self.settle(index, now, &[]);
+        let in_place = self.open_early(now, service, index, segment);
+        self.settle(index, now, &segment.payload[in_place]);
     }
 
     /// The service that listens there.

@@ -7,6 +7,7 @@ use crate::mptcp::subflow::Reset;
 use crate::rand::ChaChaEntropy;
 use crate::tcp::State;
 use crate::tcp::congestion::{Ack, Algorithm, CongestionControl};
+use crate::tcp::fast_open::FastOpen;
 use crate::time::Duration;
 use crate::wire::checksum;
 use crate::wire::frame::Link;
@@ -114,6 +115,7 @@ fn discarding(now: Instant, buffers: Buffers) -> Engine {
         addresses: AddressPolicy::default(),
         congestion: Algorithm::Reno,
         ecn: false,
+        fast_open: FastOpen::Off,
         patience: Patience::default(),
     };
     let mut config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);

@@ -44,6 +44,11 @@ impl ReceiveTuner {
         self.window_bytes
     }
 
+    /// Numbers go on elsewhere: the measurement under way means nothing.
+    pub fn restart(&mut self) {
+        self.since = None;
+    }
+
     /// The application has taken everything before `front`. `round_trip` is asked for once per round
     /// trip: the longest of all paths, `None` where none was measured. `mss` is in octets.
     pub fn on_taken(

@@ -167,6 +167,8 @@ pub struct Connection {
     /// Since when no subflow is open, and one may join.
     pub stranded_since: Option<Instant>,
 
+    /// The app was told before the handshake was over, and it counts as pending (RFC 7413 §4.2).
+    pub fast_open_pending: bool,
     pub events: Events,
     /// The app was told that it is open.
     pub app_opened: bool,
@@ -230,6 +232,7 @@ impl Connection {
             fin_hold_at: None,
             give_up_at: None,
             stranded_since: None,
+            fast_open_pending: false,
             events: Events::default(),
             app_opened: false,
             write_blocked: false,
@@ -245,6 +248,13 @@ impl Connection {
     /// The handshake of the initial subflow is not over.
     pub fn is_half_open(&self) -> bool {
         !self.app_opened && !self.events.opened && self.end.is_none()
+    }
+
+    /// The handshake of a subflow is over: the client is where it says.
+    pub fn is_acknowledged(&self) -> bool {
+        self.subflows
+            .iter()
+            .any(|(_, s)| s.state != State::SynReceived)
     }
 
     /// Nothing is left of it.

@@ -85,6 +85,17 @@ impl DataReceiver {
         self.granted = self.right_edge;
     }
 
+    /// It begins after `idsn` only now: what came before has no numbers (RFC 8684 Appendix B.2), and
+    /// may lie unread.
+    pub fn restart(&mut self, idsn: DataSeq) {
+        let promised = self.ahead_bytes(self.right_edge);
+        let granted = self.ahead_bytes(self.granted);
+        self.rcv_nxt = idsn + 1;
+        self.right_edge = self.rcv_nxt + promised;
+        self.granted = self.rcv_nxt + granted;
+        self.tuner.restart();
+    }
+
     /// The window in octets from `rcv_nxt`: what the buffer has room for.
     pub fn window_bytes(&self) -> usize {
         self.limit_bytes().saturating_sub(self.unread.len())

@@ -8,9 +8,11 @@ use crate::crypto;
 use crate::metrics::Metrics;
 use crate::seq::DataSeq;
 use crate::tcp::State;
+use crate::tcp::receiver::Accepted;
 use crate::time::Instant;
 use crate::wire::frame::Segment;
 use crate::wire::mptcp::{CapableContent, MpJoin};
+use std::ops::Range;
 
 /// What the segment did that came in SYN-RECEIVED.
 pub(super) enum Completion {
@@ -29,6 +31,42 @@ enum Keys {
 }
 
 impl Connection {
+    /// A SYN with a good cookie (RFC 7413 §4.2.2, steps 4 and 6): its text goes to the app, whose answer
+    /// need not wait for the third ACK. Returns what of the payload is to be offered in place.
+    pub fn open_early(
+        &mut self,
+        index: usize,
+        now: Instant,
+        segment: &Segment<'_>,
+        metrics: &mut Metrics,
+    ) -> Range<usize> {
+        self.rcv.start(self.remote_idsn);
+        let window_bytes = self.rcv.window_bytes().min(usize::from(u16::MAX));
+        let subflow = &mut self.subflows[index];
+        // RFC 7323 §2.2: the window of a SYN is never scaled.
+        let peer_window_bytes = usize::from(segment.tcp.window);
+        subflow
+            .tx
+            .on_handshake_done(segment.tcp.seq, peer_window_bytes);
+        self.snd.start(self.local_idsn, peer_window_bytes);
+        subflow.on_mapped(subflow.tx.iss + 1, self.local_idsn + 1);
+        subflow.fast_open = true;
+        self.fast_open_pending = true;
+        self.events.opened = true;
+        metrics.passive_opens += 1;
+        // What the SYN/ACK is about to offer holds for what came with the SYN.
+        subflow.rx.on_ack_sent(window_bytes);
+        let first = segment.tcp.seq + 1;
+        let Accepted::InPlace(taken) = subflow.rx.accept(now, first, segment.payload, false) else {
+            return 0..0;
+        };
+        subflow.syn_text_bytes = taken.len();
+        subflow.bytes_received += taken.len() as u64;
+        subflow.delivered_to += taken.len();
+        let text = &segment.payload[taken];
+        self.deliver(self.rcv.rcv_nxt, text, true, metrics)
+    }
+
     /// The segment that ends SYN-RECEIVED.
     pub(super) fn complete_handshake(
         &mut self,
@@ -39,7 +77,9 @@ impl Connection {
     ) -> Completion {
         let options = &segment.tcp.options.mptcp;
         let subflow = &self.subflows[index];
-        if segment.tcp.ack != subflow.tx.iss + 1 {
+        let ack = segment.tcp.ack;
+        let acks_text = subflow.sends_early() && subflow.tx.ack_acceptable(ack);
+        if ack != subflow.tx.iss + 1 && !(acks_text && ack.after(subflow.tx.iss)) {
             // RFC 9293 §3.10.7.4: SYN-RECEIVED and an ACK of something else.
             return Completion::AnswerReset;
         }
@@ -87,15 +127,22 @@ impl Connection {
         }
         let subflow = &mut self.subflows[index];
         let window = subflow.window_of(&segment.tcp);
+        let fast_open = subflow.fast_open;
         subflow.state = State::Established;
-        subflow.tx.on_handshake_done(segment.tcp.seq, window);
+        if !fast_open {
+            subflow.tx.on_handshake_done(segment.tcp.seq, window);
+        }
         // RFC 6298 §3: a SYN/ACK sent more than once gives no sample.
         if subflow.syn_ack_transmissions == 1
             && let Some(sent_at) = subflow.syn_ack_sent_at
         {
             subflow.tx.rtt.on_sample(now, now.since(sent_at));
         }
-        if subflow.initial {
+        if fast_open {
+            subflow.tx.on_syn_ack_acked(now);
+            // RFC 7323 §2.2: this one is scaled.
+            self.snd.window_edge = self.snd.window_edge.max(self.snd.snd_una + window);
+        } else if subflow.initial {
             if self.mode == Mode::Tcp {
                 self.rcv.start(self.remote_idsn);
             }
@@ -140,7 +187,7 @@ impl Connection {
             // that has no options of its own.
             (None, _)
                 if options.dss.is_some()
-                    || segment.tcp.seq.after(self.subflows[index].rx.irs + 1) =>
+                    || segment.tcp.seq.after(self.subflows[index].received_at(1)) =>
             {
                 Keys::Awaited
             }
@@ -152,6 +199,10 @@ impl Connection {
         self.mode = Mode::Mptcp;
         self.remote_key = remote_key;
         self.remote_idsn = DataSeq(self.version.token_and_idsn(remote_key).1);
-        self.rcv.start(self.remote_idsn);
+        if self.fast_open_pending {
+            self.rcv.restart(self.remote_idsn);
+        } else {
+            self.rcv.start(self.remote_idsn);
+        }
     }
 }

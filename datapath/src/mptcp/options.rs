@@ -44,7 +44,7 @@ impl Connection {
             // RFC 8684 §3.3.2: its number has 64 bits, though none of them is on the wire.
             self.eight_octets |= segment.tcp.seq.at_or_before(subflow.rx.rcv_nxt);
             let mapping = Mapping {
-                seq: subflow.rx.irs + 1,
+                seq: subflow.received_at(1),
                 dsn: self.remote_idsn + 1,
                 len: usize::from(data_len),
                 checksum,
@@ -132,7 +132,7 @@ impl Connection {
         // RFC 8684 §3.3.2: data with a number of 8 octets is acknowledged with one of 8. It stays so:
         // a DATA_ACK that covers both kinds has to.
         self.eight_octets |= matches!(mapping.dsn, DsnWidth::Eight(_));
-        let seq = self.subflows[index].rx.irs + mapping.subflow_seq as usize;
+        let seq = self.subflows[index].received_at(mapping.subflow_seq);
         self.on_mapping(
             index,
             Mapping {

@@ -128,7 +128,7 @@ impl Connection {
             return true;
         }
         if subflow.state == State::SynReceived {
-            return subflow.syn_ack_due;
+            return subflow.syn_ack_due || subflow.sends_early() && text_goes_to == Some(index);
         }
         subflow.rx.ack_now
             || subflow.fourth_ack_due
@@ -169,7 +169,9 @@ impl Connection {
         }
         // An acknowledgment of a part stops the timer; what is left outstanding starts it again.
         self.arm_data_timer(now);
-        if let Some(index) = self.blocked_by_window() {
+        if let Some(index) = self.blocked_by_window()
+            && self.subflows[index].state != State::SynReceived
+        {
             let subflow = &mut self.subflows[index];
             let wait = subflow
                 .tx

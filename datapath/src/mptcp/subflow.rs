@@ -14,7 +14,7 @@ use crate::tcp::timestamp::TsState;
 use crate::time::{Duration, Instant};
 use crate::wire::frame::{self, Link};
 use crate::wire::mptcp::MpTcprst;
-use crate::wire::tcp::{TcpFlags, TcpHeader, TcpOptions};
+use crate::wire::tcp::{FastOpenCookie, TcpFlags, TcpHeader, TcpOptions};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
@@ -185,6 +185,13 @@ pub struct Subflow {
     /// MP_FAIL is to leave on an ACK, with this data sequence number.
     pub fail_due: Option<DataSeq>,
     pub reinjections: Reinjections,
+    /// The app was told of it with the SYN (RFC 7413 §4.2.2).
+    pub fast_open: bool,
+    /// Octets of the SYN's text that were taken in. They have no data sequence number, and relative
+    /// subflow sequence numbers do not count them (RFC 8684 Appendix B.2).
+    pub syn_text_bytes: usize,
+    /// For the first SYN/ACK.
+    pub cookie_due: Option<FastOpenCookie>,
     pub syn_ack_due: bool,
     pub syn_ack_sent_at: Option<Instant>,
     pub syn_ack_transmissions: u32,
@@ -230,10 +237,19 @@ impl Subflow {
     /// New data may be scheduled here: it is open, we are not closing it and it is not stuck in
     /// timeouts.
     pub fn is_usable(&self) -> bool {
-        self.state.may_send()
-            && !self.fin_wanted
-            && self.reset.is_none()
-            && self.tx.rtt.backoff() == 0
+        self.may_send() && !self.fin_wanted && self.reset.is_none() && self.tx.rtt.backoff() == 0
+    }
+
+    /// New text may leave: the handshake is over, or it is plain TCP and Fast Open (RFC 7413 §4.2.2
+    /// step 6). Multipath TCP waits: the peer's key, without which there is no DATA_ACK, comes with the
+    /// third ACK.
+    pub fn may_send(&self) -> bool {
+        self.state.may_send() || self.sends_early()
+    }
+
+    /// In SYN-RECEIVED, and text may leave all the same.
+    pub fn sends_early(&self) -> bool {
+        self.fast_open && self.state == State::SynReceived && self.handshake == Handshake::Tcp
     }
 
     /// Its handshake is over, and it is not being reset.
@@ -295,7 +311,12 @@ impl Subflow {
 
     /// The same of what is received.
     pub fn relative_received(&self, seq: TcpSeq) -> u32 {
-        seq.0.wrapping_sub(self.rx.irs.0)
+        seq.0.wrapping_sub(self.received_at(0).0)
+    }
+
+    /// The sequence number of what the peer sent with this relative one.
+    pub fn received_at(&self, relative: u32) -> TcpSeq {
+        self.rx.irs + self.syn_text_bytes + relative as usize
     }
 
     /// Text leaves at `seq` that is `dsn` in the stream: notes from where on both go in step.

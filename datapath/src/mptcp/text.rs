@@ -241,7 +241,7 @@ impl Connection {
             return true;
         };
         let subflow = &self.subflows[index];
-        let relative = mapping.seq.0.wrapping_sub(subflow.rx.irs.0);
+        let relative = subflow.relative_received(mapping.seq);
         let len = (mapping.len + usize::from(mapping.data_fin)) as u16;
         if checksum::dss_valid(mapping.dsn.0, relative, len, sum, expected) {
             if mapping.data_fin {

@@ -38,6 +38,9 @@ impl Connection {
         if subflow.state == State::SynReceived {
             return if subflow.syn_ack_due {
                 self.transmit_syn_ack(index, now, frame, metrics)
+            } else if subflow.sends_early() {
+                let payload_max = self.payload_max(index, frame);
+                self.transmit_new(index, now, frame, payload_max, metrics)
             } else {
                 0
             };
@@ -85,11 +88,9 @@ impl Connection {
         frame: &mut [u8],
         metrics: &mut Metrics,
     ) -> usize {
-        let options_len = self.text_options_len(index);
+        let payload_max = self.payload_max(index, frame);
         let may_note = self.may_note_segment(&self.subflows[index]);
         let subflow = &mut self.subflows[index];
-        let room = frame.len().saturating_sub(HEADERS_MAX);
-        let payload_max = subflow.tx.mss.saturating_sub(options_len).min(room);
         if subflow.tx.retransmission_ready()
             && let Some(lost) = subflow.tx.next_lost(payload_max, may_note)
         {
@@ -102,6 +103,14 @@ impl Connection {
             return self.retransmit(index, now, frame, at, sent, metrics);
         }
         written
+    }
+
+    /// Octets of text that a segment has room for.
+    fn payload_max(&self, index: usize, frame: &[u8]) -> usize {
+        let options_len = self.text_options_len(index);
+        let room = frame.len().saturating_sub(HEADERS_MAX);
+        let mss = self.subflows[index].tx.mss;
+        mss.saturating_sub(options_len).min(room)
     }
 
     /// A segment in flight leaves again, under its mapping.
@@ -143,7 +152,7 @@ impl Connection {
         metrics: &mut Metrics,
     ) -> usize {
         let subflow = &self.subflows[index];
-        if !subflow.state.may_send()
+        if !subflow.may_send()
             || subflow.fin_wanted && self.mode == Mode::Mptcp
             || self.text_goes_to() != Some(index)
         {
@@ -160,8 +169,10 @@ impl Connection {
         };
         let last = reinjection.is_none() && self.snd.fin_queued && dsn + len == self.snd.end();
         let data_fin = last && self.mode == Mode::Mptcp;
-        // The FIN of plain TCP rides on the last octets.
-        let fin = last && self.mode == Mode::Tcp && len < window_room && probe_len.is_none();
+        // The FIN of plain TCP rides on the last octets, unless the handshake is not over (RFC 9293
+        // §3.10.4: then it is queued).
+        let may_fin = self.mode == Mode::Tcp && self.subflows[index].state.may_send();
+        let fin = last && may_fin && len < window_room && probe_len.is_none();
         let seq = self.subflows[index].tx.snd_nxt;
         let mapping = SentMapping {
             seq,
@@ -179,6 +190,10 @@ impl Connection {
         subflow.before_sent(now);
         subflow.tx.on_sent(now, len, fin, mapping);
         subflow.bytes_sent += len as u64;
+        if subflow.state == State::SynReceived {
+            // The timer is the SYN/ACK's: before that has come the peer takes in nothing.
+            subflow.tx.hold_tail_probe();
+        }
         if reinjection.is_some() {
             subflow.reinjections.on_sent(seq + len, dsn);
             metrics.reinjected_segments += 1;
@@ -403,6 +418,8 @@ impl Connection {
             window_scale: subflow.window_scaling.then_some(subflow.rcv_wscale),
             sack_permitted: subflow.sack_permitted,
             timestamps: subflow.ts.map(|ts| ts.option(now)),
+            // RFC 7413 §4.2.1: copies go without, should something on the way not bear it.
+            fast_open: subflow.cookie_due.take(),
             ..TcpOptions::default()
         };
         subflow.syn_ack_due = false;
@@ -444,7 +461,8 @@ impl Connection {
             }
         }
         // RFC 7323 §2.2: the window of a SYN is never scaled.
-        let window = if subflow.initial {
+        let counted = !subflow.initial || subflow.fast_open;
+        let window = if !counted {
             self.rcv.limit_bytes()
         } else {
             self.rcv.window_bytes()
@@ -454,7 +472,7 @@ impl Connection {
         if subflow.tx.snd_nxt == subflow.tx.iss {
             subflow.tx.snd_nxt = subflow.tx.iss + 1;
         }
-        if !subflow.initial {
+        if counted {
             self.rcv.on_advertised(window);
         }
         let subflow = &self.subflows[index];

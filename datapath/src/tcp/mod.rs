@@ -4,6 +4,7 @@
 
 pub mod congestion;
 pub mod ecn;
+pub mod fast_open;
 pub mod path_mtu;
 pub mod receiver;
 pub mod rtt;

@@ -1,10 +1,11 @@
-//! TCP header and options (RFC 9293 §3.1, RFC 7323, RFC 2018).
+//! TCP header and options (RFC 9293 §3.1, RFC 7323, RFC 2018, RFC 7413).
 
 use super::ParseError;
 use super::bytes::{Reader, Writer};
 use super::mptcp::{self, MptcpOptions};
 use crate::seq::TcpSeq;
 use std::fmt;
+use subtle::ConstantTimeEq;
 
 /// Control bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -95,6 +96,42 @@ impl SackBlocks {
     }
 }
 
+/// A Fast Open cookie (RFC 7413 §4.1.1). Without octets it asks for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct FastOpenCookie {
+    octets: [u8; 16],
+    len: u8,
+}
+
+impl FastOpenCookie {
+    /// RFC 7413 §4.1.1: none, or 4 to 16 octets, and an even number of them.
+    pub fn new(cookie: &[u8]) -> Option<FastOpenCookie> {
+        let len = cookie.len();
+        if !len.is_multiple_of(2) || !matches!(len, 0 | 4..=16) {
+            return None;
+        }
+        let mut octets = [0; 16];
+        octets[..len].copy_from_slice(cookie);
+        Some(FastOpenCookie {
+            octets,
+            len: len as u8,
+        })
+    }
+
+    pub fn as_slice(&self) -> &[u8] {
+        &self.octets[..usize::from(self.len)]
+    }
+
+    pub fn is_request(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether `received` is this one, in constant time.
+    pub fn matches(&self, received: &FastOpenCookie) -> bool {
+        self.as_slice().ct_eq(received.as_slice()).into()
+    }
+}
+
 /// All options of one segment that this stack knows. Unknown ones are skipped, malformed ones
 /// ignored (RFC 8684 §3.9 for kind 30; RFC 9293 §3.1 MUST-6/7 for the rest).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -106,6 +143,8 @@ pub struct TcpOptions {
     pub sack_permitted: bool,
     pub timestamps: Option<Timestamps>,
     pub sack: SackBlocks,
+    /// Means nothing but on a SYN (RFC 7413 §4.1.1).
+    pub fast_open: Option<FastOpenCookie>,
     pub mptcp: MptcpOptions,
 }
 
@@ -229,6 +268,9 @@ impl TcpOptions {
                 }
             }
             KIND_SACK_PERMITTED => self.sack_permitted |= body.is_empty(),
+            KIND_FAST_OPEN if self.fast_open.is_none() => {
+                self.fast_open = FastOpenCookie::new(body);
+            }
             _ => {}
         }
     }
@@ -278,6 +320,14 @@ impl TcpOptions {
                     w.u32(left.0);
                     w.u32(right.0);
                 }
+            });
+        }
+        if let Some(cookie) = &self.fast_open {
+            let cookie = cookie.as_slice();
+            let len = 2 + cookie.len();
+            sink.option(len, pad(len, align), 0, |w| {
+                w.bytes(&[KIND_FAST_OPEN, len as u8]);
+                w.bytes(cookie);
             });
         }
         self.mptcp.lay_out(align, sink);
@@ -365,6 +415,7 @@ const KIND_SACK_PERMITTED: u8 = 4;
 const KIND_SACK: u8 = 5;
 const KIND_TIMESTAMPS: u8 = 8;
 const KIND_MPTCP: u8 = mptcp::KIND;
+const KIND_FAST_OPEN: u8 = 34;
 
 const ALIGNED: usize = 4;
 const PACKED: usize = 1;

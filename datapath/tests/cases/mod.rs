@@ -3,6 +3,7 @@ mod close;
 mod cookies;
 mod ecn;
 mod fallback;
+mod fast_open;
 mod hostile;
 mod join;
 mod loss;

@@ -10,6 +10,7 @@ use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::{ChaChaEntropy, Entropy};
 use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::tcp::congestion::Algorithm;
+use mpx_datapath::tcp::fast_open::FastOpen;
 use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::frame::{self, Link, Segment};
 use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
@@ -72,6 +73,7 @@ impl Script {
             addresses: AddressPolicy::default(),
             congestion: Algorithm::default(),
             ecn: true,
+            fast_open: FastOpen::Off,
             patience,
         };
         let mut config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);

@@ -21,7 +21,7 @@ use mpx_datapath::wire::mptcp::{
     AddAddr, AddAddrForm, CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFail,
     MpFastclose, MpJoin, MpPrio, MpTcprst, MptcpOptions, RemoveAddr,
 };
-use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
+use mpx_datapath::wire::tcp::{FastOpenCookie, TcpFlags, TcpHeader, TcpOptions, Timestamps};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use watch::Edges;
@@ -59,6 +59,10 @@ pub struct ClientConfig {
     pub ack: AckPolicy,
     /// Reports what it gets twice (RFC 2883), if SACK is agreed.
     pub dsack: bool,
+    /// Sent with the SYN (RFC 7413); without octets it asks for a cookie. With one, what there is to be
+    /// sent goes along, up to `syn_text_bytes`.
+    pub fast_open: Option<FastOpenCookie>,
+    pub syn_text_bytes: usize,
     pub quirks: Quirks,
     /// Answers ADD_ADDR (RFC 8684 §3.4.1).
     pub echoes: bool,
@@ -104,6 +108,8 @@ impl ClientConfig {
             data_fin_with_data: false,
             ack: AckPolicy::default(),
             dsack: true,
+            fast_open: None,
+            syn_text_bytes: 1000,
             quirks: Quirks::default(),
             echoes: true,
             server_may_renege: false,
@@ -158,6 +164,8 @@ pub struct Client {
     rng: Rng,
     key: u64,
     server_key: u64,
+    /// The server's.
+    pub cookie: Option<FastOpenCookie>,
     checksum: bool,
     /// The server has shown that it takes this for Multipath TCP.
     confirmed: bool,
@@ -218,6 +226,7 @@ impl Client {
             rng,
             key,
             server_key: 0,
+            cookie: None,
             checksum: false,
             confirmed: false,
             server_uses_eight_octets: false,
@@ -452,6 +461,11 @@ impl Client {
         &self.rx
     }
 
+    /// Octets of our stream that the SYN brought.
+    pub fn syn_text(&self) -> u64 {
+        self.subflows[0].syn_text
+    }
+
     pub fn established(&self) -> bool {
         self.mode != Mode::Handshake
     }
@@ -583,6 +597,13 @@ impl Client {
                 hmac[..20].try_into().expect("20 of 32 octets")
             }
         }
+    }
+
+    /// The data sequence number before that of our octet 0, if it had one.
+    // RFC 8684 Appendix B.2: what the SYN brought has none.
+    fn before_first(&self) -> u64 {
+        let syn_text = self.subflows[0].syn_text;
+        self.token_and_idsn(self.key).1.wrapping_sub(syn_text)
     }
 
     fn token(&self) -> u32 {

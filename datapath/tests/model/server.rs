@@ -187,6 +187,7 @@ fn engine_config(config: &SimConfig) -> EngineConfig {
         patience: config.patience,
         congestion: config.congestion,
         ecn: config.ecn,
+        fast_open: config.fast_open,
     };
     let more = config.more_services.iter().map(|more| ServiceConfig {
         name: format!("port {}", more.port),
@@ -198,6 +199,7 @@ fn engine_config(config: &SimConfig) -> EngineConfig {
         patience: more.patience,
         congestion: more.congestion,
         ecn: more.ecn,
+        fast_open: config.fast_open,
     });
     let services = std::iter::once(first).chain(more).collect();
     let interfaces = paths
@@ -217,6 +219,7 @@ fn engine_config(config: &SimConfig) -> EngineConfig {
     engine.half_open_max = config.half_open_max;
     engine.stranded_max = config.stranded_max;
     engine.syn_cookies_from = config.syn_cookies_from;
+    engine.fast_open_pending_max = config.fast_open_pending_max;
     engine.time_wait_max = config.time_wait_max;
     engine
 }

@@ -16,6 +16,7 @@ use mpx_datapath::port::memory::{MemoryConfig, MemoryPort};
 use mpx_datapath::port::pcap::PcapPort;
 use mpx_datapath::port::{IfaceId, Port};
 use mpx_datapath::tcp::congestion::Algorithm;
+use mpx_datapath::tcp::fast_open::FastOpen;
 use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::frame::Segment;
 use std::cell::Cell;
@@ -97,6 +98,9 @@ pub struct SimConfig {
     pub stranded_max: usize,
     /// Half-open connections from which on SYNs get cookies.
     pub syn_cookies_from: usize,
+    /// Of all services.
+    pub fast_open: FastOpen,
+    pub fast_open_pending_max: usize,
     pub time_wait_max: usize,
     pub patience: Patience,
     /// For the frames as the server sees them, in place of the file that the environment names.
@@ -129,6 +133,8 @@ impl SimConfig {
             half_open_max: 16_384,
             stranded_max: 16_384,
             syn_cookies_from: usize::MAX,
+            fast_open: FastOpen::Off,
+            fast_open_pending_max: 1024,
             time_wait_max: 65_536,
             patience: Patience {
                 keepalive: None,

@@ -159,6 +159,9 @@ pub struct Subflow {
     pub reused: bool,
     /// The number of the first SYN/ACK that answered it.
     pub born: Option<u64>,
+    /// Octets that the SYN brought, and those of them that its answer acknowledged.
+    pub syn_offered: u64,
+    pub syn_text: u64,
     pub snd_una: u64,
     pub snd_nxt: u64,
     pub rcv_nxt: u64,
@@ -250,6 +253,8 @@ impl Subflow {
             irs: 0,
             reused: false,
             born: None,
+            syn_offered: 0,
+            syn_text: 0,
             snd_una: 0,
             snd_nxt: 1,
             rcv_nxt: 0,

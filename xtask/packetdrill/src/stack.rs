@@ -9,6 +9,7 @@ use mpx_datapath::metrics::Metrics;
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
 use mpx_datapath::tcp::congestion::Algorithm;
+use mpx_datapath::tcp::fast_open::FastOpen;
 use mpx_datapath::time::{Duration, Instant};
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -92,6 +93,7 @@ impl Stack {
             addresses: AddressPolicy::default(),
             congestion: self.congestion,
             ecn: true,
+            fast_open: FastOpen::Off,
             patience: Patience {
                 keepalive: None,
                 ..Patience::default()

@@ -11,6 +11,7 @@ mod diagnostics;
 mod ecn;
 mod emulated;
 mod fallback;
+mod fast_open;
 mod faults;
 mod lab;
 mod links;
@@ -125,6 +126,7 @@ impl Case {
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = transfers::cases();
     cases.extend(faults::cases());
+    cases.extend(fast_open::cases());
     cases.extend(links::cases());
     cases.extend(ecn::cases());
     cases.extend(emulated::cases());

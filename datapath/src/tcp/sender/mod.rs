@@ -212,6 +212,18 @@ impl<M: Copy> Sender<M> {
         self.rtt.on_progress();
     }
 
+    /// The SYN/ACK, before which text may have left (RFC 7413), is acknowledged.
+    pub fn on_syn_ack_acked(&mut self, now: Instant) {
+        self.rtt.on_progress();
+        let outstanding = !self.board.is_empty();
+        self.rto_at = outstanding.then(|| now + self.rtt.rto());
+    }
+
+    /// No tail loss probe yet.
+    pub fn hold_tail_probe(&mut self) {
+        self.tail_probe.cancel();
+    }
+
     /// As algorithms of other subflows see this one, once its round trip has been measured.
     pub fn as_sibling(&self) -> Option<Sibling> {
         Some(Sibling {

@@ -9,7 +9,7 @@ mod options;
 
 use super::frame::Link;
 use super::mptcp::*;
-use super::tcp::{SackBlocks, TcpFlags, TcpHeader, TcpOptions, Timestamps};
+use super::tcp::{FastOpenCookie, SackBlocks, TcpFlags, TcpHeader, TcpOptions, Timestamps};
 use crate::seq::TcpSeq;
 use proptest::prelude::*;
 use std::net::IpAddr;
@@ -161,8 +161,13 @@ fn any_options() -> impl Strategy<Value = TcpOptions> {
         any::<Option<(u32, u32)>>(),
         prop_oneof![3 => Just(Vec::new()), 1 => sack],
     );
-    (classic, mptcp_options()).prop_map(
-        |((mss, window_scale, sack_permitted, timestamps, edges), mptcp)| {
+    let cookie = proptest::collection::vec(any::<u8>(), 0..=16);
+    let cookie = prop_oneof![
+        3 => Just(None),
+        1 => cookie.prop_map(|octets| FastOpenCookie::new(&octets)),
+    ];
+    (classic, cookie, mptcp_options()).prop_map(
+        |((mss, window_scale, sack_permitted, timestamps, edges), fast_open, mptcp)| {
             let mut sack = SackBlocks::default();
             for (left, right) in edges {
                 assert!(sack.push(TcpSeq(left), TcpSeq(right)));
@@ -174,6 +179,7 @@ fn any_options() -> impl Strategy<Value = TcpOptions> {
                 sack_permitted,
                 timestamps,
                 sack,
+                fast_open,
                 mptcp,
             }
         },

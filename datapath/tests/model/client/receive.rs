@@ -52,7 +52,14 @@ impl Client {
     fn on_syn_ack(&mut self, i: usize, header: &TcpHeader) {
         let s = &mut self.subflows[i];
         let options = &header.options;
-        let acknowledged = header.flags.contains(TcpFlags::ACK) && header.ack == TcpSeq(s.iss) + 1;
+        if s.syn_offered > 0 && !header.flags.intersects(TcpFlags::SYN | TcpFlags::RST) {
+            // The answer to what the SYN brought has overtaken the SYN/ACK.
+            return;
+        }
+        let first = TcpSeq(s.iss) + 1;
+        let took_text = s.syn_offered > 0 && header.ack == first + s.syn_offered as usize;
+        let acknowledged =
+            header.flags.contains(TcpFlags::ACK) && (header.ack == first || took_text);
         if header.flags.contains(TcpFlags::RST) {
             if acknowledged {
                 s.state = State::Reset(options.mptcp.tcprst.map(|r| r.reason));
@@ -77,7 +84,17 @@ impl Client {
         let flags = header.flags.0 & !TcpFlags::ECE.0;
         assert_eq!(TcpFlags(flags), TcpFlags::SYN | TcpFlags::ACK);
         s.irs = header.seq.0;
-        (s.rcv_nxt, s.snd_una) = (1, 1);
+        s.syn_text = if took_text { s.syn_offered } else { 0 };
+        (s.rcv_nxt, s.snd_una) = (1, 1 + s.syn_text);
+        s.snd_nxt = s.snd_una;
+        if s.role == Role::Initial {
+            (self.data_una, self.data_nxt) = (s.syn_text, s.syn_text);
+            assert!(
+                self.config.fast_open.is_some() || options.fast_open.is_none(),
+                "a cookie that nobody asked for"
+            );
+            self.cookie = options.fast_open;
+        }
         s.sent.clear();
         (s.timer, s.tries) = (None, 0);
         s.needs_ack = true;
@@ -96,7 +113,7 @@ impl Client {
         }
         s.ts_recent = options.timestamps.map_or(0, |t| t.tsval);
         // RFC 7323 §2.2: the window of a SYN/ACK is never scaled.
-        let edge = u64::from(header.window);
+        let edge = s.syn_text + u64::from(header.window);
 
         match s.role {
             Role::Initial => {
@@ -353,7 +370,7 @@ impl Client {
             (s.timer, s.tries) = (None, 0);
         }
         if let Some(data_ack) = dss.data_ack {
-            let una = offset(data_ack, self.token_and_idsn(self.key).1, self.data_una);
+            let una = offset(data_ack, self.before_first(), self.data_una);
             let end = self.data_nxt
                 + u64::from(self.data_fin_sent && self.data_nxt == self.tx.len() as u64);
             assert!(

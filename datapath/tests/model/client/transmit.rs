@@ -143,7 +143,7 @@ impl Client {
         let s = &mut self.subflows[i];
         let last = end == self.tx.len() as u64 && self.tx_closed;
         // RFC 6824 §3.1: version 0 has no MP_CAPABLE with data.
-        let first = s.role == Role::Initial && s.snd_nxt == 1;
+        let first = s.role == Role::Initial && s.snd_nxt == 1 + s.syn_text;
         let capable = multipath && self.config.version > 0 && !self.confirmed && first;
         let data_fin = multipath && last && !capable && self.config.data_fin_with_data;
         self.data_fin_sent |= data_fin;
@@ -206,7 +206,7 @@ impl Client {
 
     fn data_fin(&self) -> Dss {
         let offset = self.tx.len() as u64;
-        let dsn = self.token_and_idsn(self.key).1.wrapping_add(1 + offset);
+        let dsn = self.before_first().wrapping_add(1 + offset);
         let checksum = self.checksum.then(|| dss_checksum(dsn, 0, 1, &[]));
         Dss {
             data_ack: Some(self.data_ack()),
@@ -270,7 +270,7 @@ impl Client {
                 tsecr: s.ts_recent,
             });
         }
-        let third_ack = s.role == Role::Initial && s.snd_nxt == 1 && !self.confirmed;
+        let third_ack = s.role == Role::Initial && s.snd_nxt == 1 + s.syn_text && !self.confirmed;
         if self.config.quirks.no_options_after_third_ack && third_ack {
             options.mptcp.capable = Some(self.capable_ack());
         }
@@ -329,25 +329,37 @@ impl Client {
     fn emit_sent(&mut self, now: Instant, i: usize, sent: &Sent) -> Vec<u8> {
         let s = &self.subflows[i];
         if sent.syn {
-            let options = self.syn_options(now, i);
+            let mut options = self.syn_options(now, i);
             let mut flags = TcpFlags::SYN;
             if self.config.ecn {
                 flags = flags | TcpFlags::ECE | TcpFlags::CWR;
             }
-            return self.emit(i, flags, 0, options, &[]);
+            // RFC 7413 §4.2.2: copies of a SYN bring neither.
+            let first = s.tries == 0 && s.role == Role::Initial;
+            let mut text = 0;
+            if let Some(cookie) = self.config.fast_open
+                && first
+            {
+                options.fast_open = Some(cookie);
+                if !cookie.is_request() {
+                    text = self.tx.len().min(self.config.syn_text_bytes);
+                }
+                self.subflows[i].syn_offered = text as u64;
+            }
+            let text = self.tx[..text].to_vec();
+            return self.emit(i, flags, 0, options, &text);
         }
         let mut options = self.options(now, i);
         if self.mode == Mode::Multipath && !sent.payload.is_empty() {
             // Blocks and a mapping do not fit together.
             options.sack = Default::default();
-            let dsn = self
-                .token_and_idsn(self.key)
-                .1
-                .wrapping_add(1 + sent.offset);
+            let dsn = self.before_first().wrapping_add(1 + sent.offset);
             let len = sent.payload.len() as u16 + u16::from(sent.data_fin);
+            // RFC 8684 Appendix B.3: what the SYN brought does not count.
+            let subflow_seq = (sent.at - s.syn_text) as u32;
             let checksum = self
                 .checksum
-                .then(|| dss_checksum(dsn, sent.at as u32, len, &sent.payload));
+                .then(|| dss_checksum(dsn, subflow_seq, len, &sent.payload));
             if sent.capable {
                 options.mptcp.dss = None;
                 options.mptcp.capable = Some(MpCapable {
@@ -366,7 +378,7 @@ impl Client {
                     data_ack: Some(self.data_ack()),
                     mapping: Some(DssMapping {
                         dsn: self.width(dsn),
-                        subflow_seq: sent.at as u32,
+                        subflow_seq,
                         len,
                         checksum,
                     }),

@@ -152,7 +152,7 @@ impl Client {
                 advance(&mut self.edges.plain, ack + window, header);
             }
         } else if let Some(data_ack) = header.options.mptcp.dss.and_then(|dss| dss.data_ack) {
-            let ack = offset(data_ack, self.token_and_idsn(self.key).1, self.data_una);
+            let ack = offset(data_ack, self.before_first(), self.data_una);
             if ack <= self.tx.len() as u64 || !self.tx_closed {
                 advance(&mut self.edges.data, ack + window, header);
             }
