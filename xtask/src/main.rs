@@ -132,6 +132,9 @@ enum Command {
         /// Run only the scripts with this in their name
         #[arg(long, value_name = "TEXT", default_value = "")]
         filter: String,
+        /// Run them over IPv6
+        #[arg(long)]
+        ipv6: bool,
         /// Show what the tool said of every script that fails, expected or not
         #[arg(long)]
         show: bool,
@@ -253,7 +256,12 @@ fn run(command: Command) -> Result<(), String> {
             let seeds = seeds.unwrap_or_default();
             sim::run(sim::Task::Sweep { from, seeds }, layers)
         }
-        Command::Packetdrill { path, filter, show } => packetdrill::run(&path, &filter, show),
+        Command::Packetdrill {
+            path,
+            filter,
+            ipv6,
+            show,
+        } => packetdrill::run(&path, &filter, ipv6, show),
         Command::Mutants { minutes, file } => mutants::run(minutes, &file),
         Command::Veth(veth) => run_veth(veth),
         Command::Peer(peer) => peer::run(peer),

@@ -21,10 +21,14 @@ const SCRIPT_LIMIT: Duration = Duration::from_secs(20);
 const TOLERANCE: &str = "--tolerance_usecs=50000";
 /// Lines of the tool's output that are shown.
 const SHOWN_LINES: usize = 6;
+/// The cookies that the engine makes of the secret that it gets there; in the scripts are Linux's.
+const COOKIE_IPV4: &str = "TFO_COOKIE=1dbf4f06ee75";
+const COOKIE_IPV6: &str = "TFO_COOKIE=a5e3be5cae8d";
+const LINUX_COOKIES: [&str; 2] = ["3021b9d889017eeb", "c1d1e9742a47a9bc"];
 /// What the collections' own runners define.
 const IPV4: &[&str] = &[
     "-D",
-    "TFO_COOKIE=3021b9d889017eeb",
+    COOKIE_IPV4,
     "-D",
     "CODE=host_unreachable",
     "-D",
@@ -39,28 +43,34 @@ const IPV6: &[&str] = &[
     "--gateway_ip=fd3d:0a0b:17d6:8888::1",
     "--remote_ip=fd3d:fa7b:d17d::1",
     "-D",
-    "TFO_COOKIE=c1d1e9742a47a9bc",
+    COOKIE_IPV6,
     "-D",
     "CMSG_LEVEL_IP=SOL_IPV6",
     "-D",
     "CMSG_TYPE_RECVERR=IPV6_RECVERR",
 ];
 /// What scripts call to prepare a kernel that is not under test here.
-const WITHOUT_EFFECT: [&str; 5] = ["sysctl", "ip", "tc", "iptables", "ethtool"];
+const WITHOUT_EFFECT: [&str; 3] = ["tc", "iptables", "ethtool"];
+/// Where the engine looks, it is noted: which addresses are to be announced, and whether TCP Fast Open
+/// is on, in the script's own network namespace.
+const IP: &str = "echo \"$@\" >> \"$MPX_PACKETDRILL_ENDPOINTS\"";
+const SYSCTL: &str = "for a; do case $a in net.ipv4.tcp_fastopen=*) \
+    echo ${a#*=} > /proc/sys/net/ipv4/tcp_fastopen;; esac; done; exit 0";
 
-pub(crate) fn run(path: &Path, filter: &str, show: bool) -> Result<(), String> {
+/// With `ipv6` the scripts that are not for IPv4 only, over IPv6; else those that are not for IPv6 only.
+pub(crate) fn run(path: &Path, filter: &str, ipv6: bool, show: bool) -> Result<(), String> {
     // The tool locks its memory, and gets a network namespace.
     setup::require_root("cargo xtask packetdrill")?;
     let tool = find_tool()?;
     let expectations = Expectations::read()?;
-    let scripts = find_scripts(path, filter)?;
+    let scripts = find_scripts(path, filter, ipv6)?;
     let bench = Bench::set_up(tool)?;
     let results = ui::step(&format!("{} scripts", scripts.len()), |progress| {
         scripts
             .iter()
             .map(|script| {
                 progress(&script.display().to_string());
-                bench.run(script)
+                bench.run(script, ipv6)
             })
             .collect::<Result<Vec<_>, _>>()
     })?;
@@ -139,7 +149,7 @@ fn find_tool() -> Result<PathBuf, String> {
 }
 
 /// All scripts below `path` for a passive opener, in order.
-fn find_scripts(path: &Path, filter: &str) -> Result<Vec<PathBuf>, String> {
+fn find_scripts(path: &Path, filter: &str, ipv6: bool) -> Result<Vec<PathBuf>, String> {
     let path = path
         .canonicalize()
         .map_err(|error| format!("cannot find `{}`: {error}", path.display()))?;
@@ -152,6 +162,9 @@ fn find_scripts(path: &Path, filter: &str) -> Result<Vec<PathBuf>, String> {
             ahead.extend(entries.flatten().map(|entry| entry.path()));
         } else if at.extension().is_some_and(|extension| extension == "pkt")
             && at.to_string_lossy().contains(filter)
+            && !at
+                .to_string_lossy()
+                .ends_with(if ipv6 { "v4.pkt" } else { "v6.pkt" })
             && fs::read(&at).is_ok_and(|text| text.windows(7).any(|word| word == b"listen("))
         {
             scripts.push(at);
@@ -198,6 +211,8 @@ impl Bench {
         for name in WITHOUT_EFFECT {
             stub(name, "exit 0")?;
         }
+        stub("ip", IP)?;
+        stub("sysctl", SYSCTL)?;
         stub("nstat", "cat \"$MPX_PACKETDRILL_COUNTERS\"")?;
         Ok(Bench {
             tool,
@@ -206,7 +221,7 @@ impl Bench {
         })
     }
 
-    fn run(&self, script: &Path) -> Result<Verdict, String> {
+    fn run(&self, script: &Path, ipv6: bool) -> Result<Verdict, String> {
         let (Some(directory), Some(name)) = (script.parent(), script.file_name()) else {
             return Err(format!("`{}` is no script", script.display()));
         };
@@ -214,11 +229,13 @@ impl Bench {
         // No counter is there yet, and the last script's are not this one's.
         fs::write(&counters, "{\"kernel\":{}}\n")
             .map_err(|error| format!("cannot write `{}`: {error}", counters.display()))?;
+        let endpoints = self.scratch.join("endpoints");
+        fs::write(&endpoints, "")
+            .map_err(|error| format!("cannot write `{}`: {error}", endpoints.display()))?;
         let path = std::env::var_os("PATH").unwrap_or_default();
         let bin = self.scratch.join("bin");
         let path = std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&path)))
             .map_err(|error| format!("PATH cannot be completed: {error}"))?;
-        let is_ipv6 = script.to_string_lossy().ends_with("v6.pkt");
         let mut preload = std::ffi::OsString::from("LD_PRELOAD=");
         preload.push(&self.library);
         let mut load = std::ffi::OsString::from("--so_filename=");
@@ -226,7 +243,7 @@ impl Bench {
         let text = fs::read_to_string(script)
             .map_err(|error| format!("cannot read `{}`: {error}", script.display()))?;
         let copy = self.scratch.join(&name.to_string_lossy());
-        fs::write(&copy, without_push_of_bursts(&text))
+        fs::write(&copy, with_our_cookies(&without_push_of_bursts(&text)))
             .map_err(|error| format!("cannot write `{}`: {error}", copy.display()))?;
         // Some scripts write below /proc/sys: into a network namespace of their own.
         let process = Cmd::new("unshare")
@@ -235,10 +252,11 @@ impl Bench {
             .arg(&self.tool)
             .arg(load)
             .arg(TOLERANCE)
-            .args(if is_ipv6 { IPV6 } else { IPV4 })
+            .args(if ipv6 { IPV6 } else { IPV4 })
             .arg(&copy)
             .env("PATH", path)
             .env("MPX_PACKETDRILL_COUNTERS", &counters)
+            .env("MPX_PACKETDRILL_ENDPOINTS", &endpoints)
             .directory(directory)
             .spawn()?;
         let pid = process.pid();
@@ -278,6 +296,26 @@ fn without_push_of_bursts(script: &str) -> String {
         }
     }
     result
+}
+
+/// A script with the engine's cookies in the place of those that Linux makes of its default key.
+fn with_our_cookies(script: &str) -> String {
+    let ours = [COOKIE_IPV4, COOKIE_IPV6].map(|cookie| cookie.trim_start_matches("TFO_COOKIE="));
+    let replace = |text: String, (linux, ours): (&str, &str)| text.replace(linux, ours);
+    let pairs = LINUX_COOKIES.into_iter().zip(ours);
+    let script = pairs.fold(script.to_owned(), replace);
+    // They are two octets shorter, and the tool wants whole words of options.
+    let lines = script.split_inclusive('\n').map(str::to_owned);
+    let shortened = lines.map(|line| {
+        let named = ours.iter().chain(&["TFO_COOKIE"]);
+        named.fold(line, |line, cookie| {
+            let cookie = format!("FO {cookie}");
+            line.replace(&format!("{cookie}, nop, nop"), &cookie)
+                .replace(&format!("{cookie},nop,nop"), &cookie)
+                .replace(&format!("nop,nop,nop,{cookie}"), &format!("nop,{cookie}"))
+        })
+    });
+    shortened.collect()
 }
 
 /// What the SYN that a line has the peer send offers.

@@ -77,10 +77,10 @@ impl Engine {
         let cookie = cookie.unwrap_or_default();
         if cookie.is_request() {
             self.metrics.fast_open_cookie_requests += 1;
-            admission.cookie = Some(self.cookies.issue(now, client));
+            admission.cookie = Some(self.fast_open_cookies.issue(now, client));
             return admission;
         }
-        let validity = self.cookies.judge(now, client, &cookie);
+        let validity = self.fast_open_cookies.judge(now, client, &cookie);
         admission.opens = validity != Validity::Bad;
         if admission.opens {
             self.metrics.fast_open_passive += 1;
@@ -89,7 +89,7 @@ impl Engine {
             self.metrics.fast_open_passive_fail += 1;
         }
         if validity != Validity::Good {
-            admission.cookie = Some(self.cookies.issue(now, client));
+            admission.cookie = Some(self.fast_open_cookies.issue(now, client));
         }
         admission
     }

@@ -123,7 +123,7 @@ pub struct Engine {
     reset_limit: RateLimit,
     join_limit: SourceLimit,
     secrets: Secrets,
-    cookies: Cookies,
+    fast_open_cookies: Cookies,
     entropy: Box<dyn Entropy>,
     draining: bool,
     icmp_limit: RateLimit,
@@ -145,7 +145,7 @@ impl Engine {
             .buffers
             .within(config.memory_max_bytes / MEMORY_PARTS);
         let secrets = Secrets::generate(&mut *entropy);
-        let cookies = Cookies::new(config.fast_open_secret.unwrap_or_else(|| {
+        let fast_open_cookies = Cookies::new(config.fast_open_secret.unwrap_or_else(|| {
             let mut secret = [0; 16];
             entropy.fill(&mut secret);
             secret
@@ -182,7 +182,7 @@ impl Engine {
             reset_limit: RateLimit::new(config.resets_per_second_max),
             join_limit: SourceLimit::new(config.pending_joins_per_source_max, &mut *entropy),
             secrets,
-            cookies,
+            fast_open_cookies,
             entropy,
             draining: false,
             icmp_limit: RateLimit::new(icmp::ERRORS_PER_SECOND_MAX),

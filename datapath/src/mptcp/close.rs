@@ -8,6 +8,7 @@ use crate::time::{Duration, Instant};
 use crate::wire::mptcp::MpTcprst;
 
 /// MP_TCPRST reasons (RFC 8684 §3.6).
+pub const RST_UNSPECIFIED: u8 = 0x00;
 pub const RST_MPTCP_SPECIFIC: u8 = 0x01;
 pub const RST_NO_RESOURCES: u8 = 0x02;
 pub const RST_PROHIBITED: u8 = 0x03;

@@ -1,6 +1,7 @@
 //! A segment comes in on a subflow: its checks and its acknowledgment. What else it carries goes on to
 //! the modules `handshake`, `options` and `text`.
 
+use super::close::RST_UNSPECIFIED;
 use super::connection::{Connection, End, Mode};
 use super::handshake::Completion;
 use super::subflow::Reset;
@@ -265,7 +266,7 @@ impl Connection {
             metrics.mp_fastclose_rx += 1;
             self.end.get_or_insert(End::PeerAborted);
             self.drop_subflow(index, End::PeerAborted);
-            self.reset_all(Reset::default());
+            self.reset_all(Reset::with_reason(RST_UNSPECIFIED));
             return;
         }
         self.reinject_flight(index);
@@ -276,7 +277,7 @@ impl Connection {
     fn on_fastclose(&mut self, metrics: &mut Metrics) {
         metrics.mp_fastclose_rx += 1;
         self.end.get_or_insert(End::PeerAborted);
-        self.reset_all(Reset::default());
+        self.reset_all(Reset::with_reason(RST_UNSPECIFIED));
     }
 
     /// Shows all subflows to the congestion control of subflow `index`, if it couples them.

@@ -233,6 +233,19 @@ pub struct Reset {
     pub fail_dsn: Option<u64>,
 }
 
+impl Reset {
+    /// MP_TCPRST with this reason, and nothing else.
+    pub fn with_reason(reason: u8) -> Reset {
+        Reset {
+            reason: Some(MpTcprst {
+                transient: false,
+                reason,
+            }),
+            ..Reset::default()
+        }
+    }
+}
+
 impl Subflow {
     /// New data may be scheduled here: it is open, we are not closing it and it is not stuck in
     /// timeouts.

@@ -357,6 +357,9 @@ impl Connection {
                 }
                 Some(Signal::Add(address)) => {
                     metrics.add_addr_tx += 1;
+                    // It may leave no room for a DATA_ACK, so it goes without in every case, as Linux
+                    // has it.
+                    options.mptcp.dss = None;
                     options.mptcp.add_addr = Some(self.add_addr(address, local_port));
                 }
                 None => return 0,

@@ -163,8 +163,8 @@ extern "C" fn unsupported() -> c_long {
 
 extern "C" fn free(_: *mut c_void) {}
 
-extern "C" fn socket(_: *mut c_void, _domain: c_int, kind: c_int, _protocol: c_int) -> c_int {
-    status(shim().socket(kind))
+extern "C" fn socket(_: *mut c_void, _domain: c_int, kind: c_int, protocol: c_int) -> c_int {
+    status(shim().socket(kind, protocol))
 }
 
 extern "C" fn bind(
@@ -364,6 +364,12 @@ extern "C" fn setsockopt(
         // The stack never holds back a small segment (RFC 9293 §3.7.4 leaves that to the app).
         (libc::IPPROTO_TCP, libc::TCP_NODELAY) => Ok(()),
         (libc::IPPROTO_TCP, libc::TCP_CONGESTION) => congestion(),
+        (libc::IPPROTO_TCP, libc::TCP_FASTOPEN) => match slice::<c_int>(value.cast(), 1) {
+            [pending_max] if len as usize == size_of::<c_int>() => {
+                shim().set_fast_open(*pending_max)
+            }
+            _ => Err(libc::EINVAL),
+        },
         _ => Err(libc::ENOPROTOOPT),
     };
     status(set.map(|()| 0))

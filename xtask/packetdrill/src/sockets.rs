@@ -53,6 +53,7 @@ unsafe impl Send for Host {}
 struct Socket {
     bound: Option<SocketAddr>,
     nonblocking: bool,
+    multipath: bool,
     reset_on_close: bool,
     read_shut: bool,
     write_shut: bool,
@@ -88,13 +89,14 @@ impl Shim {
         }
     }
 
-    pub(crate) fn socket(&self, kind: libc::c_int) -> Result<i32, Errno> {
+    pub(crate) fn socket(&self, kind: libc::c_int, protocol: libc::c_int) -> Result<i32, Errno> {
         // A real descriptor: the tool closes by itself what a script left open.
         let fd = File::open("/dev/null")
             .map_err(|_| libc::EMFILE)?
             .into_raw_fd();
         let socket = Socket {
             nonblocking: kind & libc::SOCK_NONBLOCK != 0,
+            multipath: protocol == libc::IPPROTO_MPTCP,
             ..Socket::default()
         };
         self.lock().sockets.insert(fd, socket);
@@ -113,7 +115,8 @@ impl Shim {
             return Err(libc::EADDRINUSE);
         }
         host.socket(fd)?.role = Role::Listener;
-        host.stack.listen(addr);
+        let multipath = host.socket(fd)?.multipath;
+        host.stack.listen(addr, multipath);
         Ok(())
     }
 
@@ -127,7 +130,7 @@ impl Shim {
         })?;
         let opened = host.stack.next_opened().ok_or(libc::EAGAIN)?;
         drop(host);
-        let accepted = self.socket(0)?;
+        let accepted = self.socket(0, libc::IPPROTO_TCP)?;
         self.lock().socket(accepted)?.role = Role::Connection(opened);
         Ok((accepted, opened.peer))
     }
@@ -240,6 +243,12 @@ impl Shim {
     }
 
     /// Fails once there is an engine: it has its algorithm from the service.
+    /// For connections that open once the first packet has come.
+    pub(crate) fn set_fast_open(&self, pending_max: libc::c_int) -> Result<(), Errno> {
+        self.lock().stack.set_fast_open(pending_max > 0);
+        Ok(())
+    }
+
     pub(crate) fn set_congestion(&self, algorithm: Algorithm) -> Result<(), Errno> {
         let mut host = self.lock();
         if host.stack.is_started() {

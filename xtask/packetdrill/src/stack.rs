@@ -2,8 +2,8 @@
 
 use mpx_datapath::app::{App, CloseCause, Readiness};
 use mpx_datapath::engine::{
-    AddressPolicy, Conn, ConnId, Conns, Engine, EngineConfig, EngineReport, InterfaceConfig,
-    JoinPolicy, Patience, ServiceConfig, Versions,
+    AddressPolicy, Announce, Conn, ConnId, Conns, Engine, EngineConfig, EngineReport,
+    InterfaceConfig, JoinPolicy, Patience, ServiceConfig, Versions,
 };
 use mpx_datapath::metrics::Metrics;
 use mpx_datapath::port::IfaceId;
@@ -36,6 +36,10 @@ pub(crate) struct Stack {
     /// Where it listens, until the first packet starts the engine.
     listening: Option<SocketAddr>,
     congestion: Algorithm,
+    /// The listener's socket is one of Multipath TCP.
+    multipath: bool,
+    /// Its TCP_FASTOPEN was set.
+    fast_open: bool,
     engine: Option<Engine>,
     app: Rc<RefCell<AppState>>,
     now: Instant,
@@ -52,6 +56,8 @@ impl Stack {
             listening: None,
             // What the scripts' own defaults set.
             congestion: Algorithm::Cubic,
+            multipath: true,
+            fast_open: false,
             engine: None,
             app: Rc::default(),
             // Not at zero: times before the first event must exist.
@@ -77,7 +83,12 @@ impl Stack {
         self.congestion = algorithm;
     }
 
-    pub(crate) fn listen(&mut self, addr: SocketAddr) {
+    pub(crate) fn set_fast_open(&mut self, fast_open: bool) {
+        self.fast_open = fast_open;
+    }
+
+    pub(crate) fn listen(&mut self, addr: SocketAddr, multipath: bool) {
+        self.multipath = multipath;
         self.listening = Some(addr);
     }
 
@@ -87,13 +98,19 @@ impl Stack {
             name: "packetdrill".into(),
             listen: vec![addr],
             // As Linux has it by default.
-            versions: Versions::default(),
+            versions: Versions {
+                v1: self.multipath,
+                ..Versions::default()
+            },
             checksum: false,
             joins: JoinPolicy::AnyPort,
-            addresses: AddressPolicy::default(),
+            addresses: AddressPolicy {
+                announce: endpoints(),
+                ..AddressPolicy::default()
+            },
             congestion: self.congestion,
             ecn: true,
-            fast_open: FastOpen::Off,
+            fast_open: fast_open(self.fast_open),
             patience: Patience {
                 keepalive: None,
                 ..Patience::default()
@@ -101,6 +118,8 @@ impl Stack {
         };
         let mtu = if addr.is_ipv6() { MTU_IPV6 } else { MTU_IPV4 };
         let mut config = EngineConfig::new(vec![InterfaceConfig { mtu }], vec![service]);
+        // The runner knows the cookies that it makes.
+        config.fast_open_secret = Some([0; 16]);
         config.buffers.receive_initial_bytes = RECEIVE_BUFFER_BYTES;
         config.buffers.receive_max_bytes = RECEIVE_BUFFER_BYTES;
         config.buffers.send_initial_bytes = SEND_BUFFER_BYTES;
@@ -242,6 +261,58 @@ impl Stack {
                 self.sent.push_back((self.now, packet));
             }
         }
+    }
+}
+
+/// What the `ip` of a script has said to announce: its arguments, a line for each call.
+fn endpoints() -> Vec<Announce> {
+    let file = std::env::var_os("MPX_PACKETDRILL_ENDPOINTS");
+    let text = file.and_then(|file| std::fs::read_to_string(file).ok());
+    let mut announced = Vec::new();
+    for line in text.unwrap_or_default().lines() {
+        let words = line.split_whitespace();
+        let words: Vec<_> = words.skip_while(|word| word.starts_with('-')).collect();
+        let ["mptcp", "endpoint", rest @ ..] = words.as_slice() else {
+            continue;
+        };
+        match rest {
+            ["flush", ..] => announced.clear(),
+            ["add", address, flags @ ..] if flags.contains(&"signal") => {
+                let named = |name: &str| {
+                    let at = flags.iter().position(|word| *word == name)?;
+                    flags.get(at + 1)
+                };
+                let id = named("id").and_then(|id| id.parse().ok());
+                if let Ok(address) = address.parse() {
+                    announced.push(Announce {
+                        id: id.unwrap_or(announced.len() as u8 + 1),
+                        address,
+                        port: named("port").and_then(|port| port.parse().ok()),
+                        local: None,
+                        clients: None,
+                    });
+                }
+            }
+            _ => {}
+        }
+    }
+    announced
+}
+
+/// What Linux makes of `net.ipv4.tcp_fastopen`, which is that of the script's namespace, and of the
+/// listener's socket option.
+fn fast_open(option: bool) -> FastOpen {
+    const SERVER: u32 = 0x2;
+    const WITHOUT_COOKIES: u32 = 0x200;
+    const WITHOUT_OPTION: u32 = 0x400;
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fastopen");
+    let bits: u32 = text.ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0);
+    if bits & SERVER == 0 || !option && bits & WITHOUT_OPTION == 0 {
+        FastOpen::Off
+    } else if bits & WITHOUT_COOKIES != 0 {
+        FastOpen::WithoutCookies
+    } else {
+        FastOpen::On
     }
 }
 
