@@ -1,8 +1,10 @@
 //! The control socket: one line in, lines of JSON out. A thread of its own serves it; the figures
 //! come from the workers' inboxes. `status` is answered with one document, `conns` with one for each
-//! connection and a last line that says that they are all.
+//! connection and a last line that says that they are all, `address` and a change in JSON with how many
+//! connections it concerned.
 
-use mpx_datapath::engine::{ConnectionPage, EngineReport};
+use crate::cli::AddressCommand;
+use mpx_datapath::engine::{AddressChange, AddressStep, Announce, ConnectionPage, EngineReport};
 use mpx_datapath::port::{FrameAccounts, QueueStatistics};
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use serde::Serialize;
@@ -161,6 +163,10 @@ pub(crate) trait Figures {
     fn status(&self) -> Result<Status, String>;
     /// Some connections, from a place in their table on.
     fn connections(&self, from: usize) -> Result<ConnectionPage, String>;
+    /// Names of the services, by their numbers.
+    fn services(&self) -> Vec<&str>;
+    /// Changes addresses for some connections, from a place in their table on.
+    fn change_addresses(&self, change: &AddressChange, from: usize) -> Result<AddressStep, String>;
 }
 
 /// Answers one client after the other, for as long as the process lives.
@@ -177,7 +183,7 @@ pub(crate) fn serve(listener: &UnixListener, source: &impl Figures) {
 
 fn answer(stream: UnixStream, source: &impl Figures) -> io::Result<()> {
     /// Commands are short; whoever sends more is no client of ours.
-    const LONGEST_COMMAND: u64 = 64;
+    const LONGEST_COMMAND: u64 = 1024;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut command = String::new();
@@ -189,13 +195,85 @@ fn answer(stream: UnixStream, source: &impl Figures) -> io::Result<()> {
             Err(error) => refuse(&mut reply, error)?,
         },
         "conns" => list(&mut reply, source)?,
-        other => refuse(
-            &mut reply,
-            format!("unknown command {other:?}; use status or conns"),
-        )?,
+        other => match other.strip_prefix("address ").map(serde_json::from_str) {
+            Some(Ok(change)) => match change_all(source, &change) {
+                Ok(changed) => write_line(&mut reply, &serde_json::json!({ "changed": changed }))?,
+                Err(error) => refuse(&mut reply, error)?,
+            },
+            Some(Err(error)) => refuse(&mut reply, format!("address: {error}"))?,
+            None => refuse(
+                &mut reply,
+                format!("unknown command {other:?}; use status, conns or address"),
+            )?,
+        },
     }
     reply.flush()?;
     stream.shutdown(Shutdown::Both)
+}
+
+/// Step by step, so that no worker holds up its connections. Returns how many were concerned.
+fn change_all(source: &impl Figures, command: &AddressCommand) -> Result<usize, String> {
+    let change = address_change(command, &source.services())?;
+    let (mut changed, mut next) = (0, Some(0));
+    while let Some(from) = next {
+        let step = source.change_addresses(&change, from)?;
+        changed += step.changed;
+        next = step.next;
+    }
+    Ok(changed)
+}
+
+/// What the engine is to do, which knows services by their numbers.
+fn address_change(command: &AddressCommand, services: &[&str]) -> Result<AddressChange, String> {
+    Ok(match command.clone() {
+        AddressCommand::Announce {
+            address,
+            port,
+            id,
+            service,
+            local,
+            clients,
+        } => {
+            if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+                return Err(format!("{address} is no address that a client could join"));
+            }
+            let service = match service {
+                Some(name) => services.iter().position(|s| **s == name).ok_or_else(|| {
+                    format!(
+                        "no service is named {name:?}; there is {}",
+                        services.join(", ")
+                    )
+                })?,
+                None if services.len() == 1 => 0,
+                None => {
+                    let names = services.join(", ");
+                    return Err(format!(
+                        "there are several services; name one with --service: {names}"
+                    ));
+                }
+            };
+            AddressChange::Announce {
+                service,
+                id,
+                announce: Announce {
+                    id: id.unwrap_or_default(),
+                    address,
+                    port,
+                    local,
+                    clients,
+                },
+            }
+        }
+        AddressCommand::Withdraw { address } => AddressChange::Withdraw { address },
+        AddressCommand::Backup { address } => AddressChange::SetBackup {
+            local: address.0,
+            backup: true,
+        },
+        AddressCommand::Regular { address } => AddressChange::SetBackup {
+            local: address.0,
+            backup: false,
+        },
+    })
 }
 
 /// Page by page: neither the worker nor this thread ever holds the whole list.
@@ -232,6 +310,17 @@ pub(crate) fn status(path: &Path, json: bool) -> Result<String, String> {
     } else {
         readable(&status)
     })
+}
+
+/// `mpxd address`: what to print, or one line of error.
+pub(crate) fn change_addresses(path: &Path, command: &AddressCommand) -> Result<String, String> {
+    let document = serde_json::to_string(command).map_err(|error| error.to_string())?;
+    let mut changed = 0;
+    fetch(path, &format!("address {document}"), |reply| {
+        changed = reply["changed"].as_u64().unwrap_or(0);
+    })?;
+    let plural = if changed == 1 { "" } else { "s" };
+    Ok(format!("{changed} connection{plural} concerned"))
 }
 
 /// The document of `status` from the mpxd that serves `path`.
@@ -408,6 +497,7 @@ fn queues(text: &mut String, queues: Option<&Vec<Value>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::Prefix;
     use mpx_datapath::engine::{FallbackReport, MemoryReport};
     use mpx_datapath::port::{IfaceId, RingOccupancy};
     use std::os::unix::fs::PermissionsExt;
@@ -486,6 +576,27 @@ mod tests {
         fn connections(&self, _: usize) -> Result<ConnectionPage, String> {
             Err("not here".to_owned())
         }
+
+        fn services(&self) -> Vec<&str> {
+            vec!["web", "echo"]
+        }
+
+        /// Three steps, the second of which concerns the port or nothing.
+        fn change_addresses(
+            &self,
+            change: &AddressChange,
+            from: usize,
+        ) -> Result<AddressStep, String> {
+            let changed = match change {
+                AddressChange::Announce { announce, .. } => announce.port.unwrap_or(0).into(),
+                AddressChange::Withdraw { address } => return Err(format!("not {address}")),
+                AddressChange::SetBackup { .. } => 0,
+            };
+            Ok(AddressStep {
+                changed: if from == 1 { changed } else { 0 },
+                next: Some(from + 1).filter(|&next| next < 3),
+            })
+        }
     }
 
     #[test]
@@ -555,6 +666,56 @@ mod tests {
         let line = text.lines().find(|line| line.starts_with("s1 ")).unwrap();
         let words: Vec<_> = line.split_whitespace().collect();
         assert_eq!(words, ["s1", "3", "17", "18", "2", "rx_ring_full=5"]);
+    }
+
+    #[test]
+    fn addresses_are_changed_over_the_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("m.sock");
+        let socket = ControlSocket::bind(&path).unwrap();
+        let listener = socket.listener().unwrap();
+        std::thread::spawn(move || serve(&listener, &Sample));
+        let announce = |address: &str, service: Option<&str>| AddressCommand::Announce {
+            address: address.parse().unwrap(),
+            port: Some(443),
+            id: None,
+            service: service.map(str::to_owned),
+            local: "10.0.0.2:443".parse().ok(),
+            clients: "2001:db8::/32".parse().ok(),
+        };
+        let change = |command| change_addresses(&path, &command);
+        assert_eq!(
+            change(announce("192.0.2.1", Some("web"))).unwrap(),
+            "443 connections concerned"
+        );
+        for (command, error) in [
+            (
+                announce("192.0.2.1", None),
+                "there are several services; name one with --service: web, echo",
+            ),
+            (
+                announce("192.0.2.1", Some("w")),
+                "no service is named \"w\"; there is web, echo",
+            ),
+            (
+                announce("127.0.0.1", Some("web")),
+                "127.0.0.1 is no address that a client could join",
+            ),
+            (
+                AddressCommand::Withdraw {
+                    address: "::2".parse().unwrap(),
+                },
+                "not ::2",
+            ),
+        ] {
+            assert_eq!(change(command).unwrap_err(), error);
+        }
+        let all = AddressCommand::Backup {
+            address: "10.0.0.0/8".parse().unwrap(),
+        };
+        assert_eq!(change(all).unwrap(), "0 connections concerned");
+        assert_eq!("10.0.0.1".parse::<Prefix>().unwrap().0.prefix_len(), 32);
+        assert!("10.0.0".parse::<Prefix>().is_err());
     }
 
     #[test]

@@ -257,7 +257,9 @@ fn subflows(conn: &Value) -> impl Iterator<Item = &Value> {
 mod tests {
     use super::*;
     use crate::admin::{ControlSocket, Figures, Status, serve};
-    use mpx_datapath::engine::{ConnectionPage, ConnectionReport, SubflowReport};
+    use mpx_datapath::engine::{
+        AddressChange, AddressStep, ConnectionPage, ConnectionReport, SubflowReport,
+    };
 
     /// Two pages: a connection with two subflows, one over TCP; the second page comes or does not.
     struct Pages {
@@ -265,6 +267,14 @@ mod tests {
     }
 
     impl Figures for Pages {
+        fn services(&self) -> Vec<&str> {
+            vec![]
+        }
+
+        fn change_addresses(&self, _: &AddressChange, _: usize) -> Result<AddressStep, String> {
+            Err("not here".to_owned())
+        }
+
         fn status(&self) -> Result<Status, String> {
             Err("not here".to_owned())
         }

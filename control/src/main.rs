@@ -43,6 +43,9 @@ fn main() -> ExitCode {
             peer,
             asked,
         } => conns::ask(&asked.socket, json, &Filter { service, peer }).and_then(print),
+        Command::Address { change, asked } => {
+            admin::change_addresses(&asked.socket, &change).and_then(print)
+        }
         Command::Nstat { json, zeros, asked } => {
             nstat::ask(&asked.socket, json, zeros).and_then(print)
         }

@@ -12,7 +12,8 @@ use crate::proxy::{Proxy, ProxyCounters};
 use mpx_datapath::app::App;
 use mpx_datapath::app::builtin::{Discard, Echo, Source};
 use mpx_datapath::engine::{
-    Buffers, ConnectionPage, Engine, EngineConfig, InterfaceConfig, ServiceConfig,
+    AddressChange, AddressStep, Buffers, ConnectionPage, Engine, EngineConfig, InterfaceConfig,
+    ServiceConfig,
 };
 use mpx_datapath::port::QueueStatistics;
 use mpx_datapath::port::xsk::{self, XskConfig, XskInterface, XskPort};
@@ -470,6 +471,19 @@ impl Figures for Observer {
 
     fn connections(&self, from: usize) -> Result<ConnectionPage, String> {
         self.ask(|reply| Command::Connections { from, reply })
+    }
+
+    fn services(&self) -> Vec<&str> {
+        self.apps.iter().map(|app| app.name.as_str()).collect()
+    }
+
+    fn change_addresses(&self, change: &AddressChange, from: usize) -> Result<AddressStep, String> {
+        let change = change.clone();
+        self.ask(|reply| Command::Addresses {
+            change,
+            from,
+            reply,
+        })?
     }
 }
 

@@ -225,6 +225,8 @@ counters! {
     echo_add_tx_drop => "EchoAddTxDrop",
     /// Announcements that were repeated as often as they may be and never echoed.
     add_addr_unechoed => "AddAddrUnechoed",
+    /// Failures of subflows after which an address is announced anew.
+    add_addr_again => "AddAddrAgain",
     /// Address IDs that peers removed.
     rm_addr => "RmAddr",
     rm_addr_tx => "RmAddrTx",

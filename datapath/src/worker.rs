@@ -1,7 +1,7 @@
 //! One core's loop around an engine and a port. A turn is always in this order: inbox, frames in,
 //! timers, app work, frames out, flush. The clock is read once per turn.
 
-use crate::engine::{ConnectionPage, Engine, EngineReport};
+use crate::engine::{AddressChange, AddressStep, ConnectionPage, Engine, EngineReport};
 use crate::metrics::Metrics;
 use crate::port::{FrameAccounts, IfaceId, Port, QueueStatistics};
 use crate::time::{Duration, Instant};
@@ -44,6 +44,13 @@ pub enum Command {
     Connections {
         from: usize,
         reply: Sender<ConnectionPage>,
+    },
+    /// Change addresses for the connections from this place in their table on, as many as a turn has
+    /// time for; see [`Engine::change_addresses`].
+    Addresses {
+        change: AddressChange,
+        from: usize,
+        reply: Sender<Result<AddressStep, String>>,
     },
 }
 
@@ -186,6 +193,15 @@ impl<P: Port> Worker<P> {
                 Command::Connections { from, reply } => {
                     let _ = reply.send(self.engine.connections_page(now, from, PAGE_PLACES));
                     // The rest of the turn comes before another page.
+                    break;
+                }
+                Command::Addresses {
+                    change,
+                    from,
+                    reply,
+                } => {
+                    let engine = &mut self.engine;
+                    let _ = reply.send(engine.change_addresses(now, &change, from, PAGE_PLACES));
                     break;
                 }
             }

@@ -104,13 +104,15 @@ impl Engine {
         let connection = &mut self.connections[index];
         connection.set_allowance(self.memory.allowance());
         connection.joined = true;
+        connection.addresses.on_rejoined(local);
         if !connection.version.echoes_add_addr() {
             connection.addresses.on_joined(local);
         }
         subflow.local_id = local_id;
         subflow.remote_id = address_id;
         subflow.backup = backup;
-        subflow.local_backup = rule.backup;
+        let said = self.backups.of(local.ip());
+        subflow.local_backup = said.unwrap_or(rule.backup);
         let subflow = connection.add_subflow(subflow) as u32;
         self.flows.insert(
             key,

@@ -204,6 +204,7 @@ impl Engine {
             bare: false,
             data_fin_due: false,
             reset: None,
+            barred: false,
             queued: false,
             last_received_at: now,
             keepalive_probes: 0,

@@ -29,7 +29,7 @@ pub use config::{EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceCon
 pub use conn::{Conn, ConnId, Conns};
 pub use keys::{KeyPool, LocalKey};
 pub use neighbor::Announced;
-pub use policy::{AddressPolicy, Announce, JoinRule};
+pub use policy::{AddressChange, AddressPolicy, AddressStep, Announce, JoinRule};
 pub use report::{
     ConnectionPage, ConnectionReport, EngineReport, FallbackReport, MemoryReport, SubflowReport,
 };
@@ -55,6 +55,7 @@ use flow::{FlowEntry, FlowKey, FlowTable};
 use keys::keys_ahead;
 use limit::{RateLimit, SourceLimit};
 use neighbor::Neighbors;
+use policy::Backups;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -108,6 +109,7 @@ pub struct Engine {
     stranded: Stranded,
     /// Until then a SYN cookie may come back.
     cookies_until: Option<Instant>,
+    backups: Backups,
     flows: FlowTable,
     tokens: HashMap<u32, u32, rustc_hash::FxBuildHasher>,
     keys: KeyPool,
@@ -164,6 +166,7 @@ impl Engine {
             half_open: 0,
             stranded: Stranded::default(),
             cookies_until: None,
+            backups: Backups::default(),
             flows: FlowTable::new(&mut *entropy),
             tokens: HashMap::default(),
             keys: keys_ahead(&config, Version::V1),
@@ -496,6 +499,12 @@ impl Engine {
         }
         while let Some(retired) = connection.retired.pop() {
             let key = FlowKey::new(retired.local, retired.remote);
+            if retired.failed && connection.end.is_none() && connection.mode == Mode::Mptcp {
+                let mut subflows = connection.subflows.iter();
+                let missed = !subflows.any(|(_, s)| s.local == retired.local && s.is_open())
+                    && connection.addresses.on_subflow_failed(retired.local, now);
+                self.metrics.add_addr_again += u64::from(missed);
+            }
             match retired.time_wait {
                 None => self.flows.remove(&key),
                 Some(state) => {

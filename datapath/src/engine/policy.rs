@@ -1,6 +1,7 @@
 //! Which addresses a service announces to whom, and which joins it takes (RFC 8684 §3.4, §3.2).
 
 use super::Engine;
+use crate::mptcp::Connection;
 use crate::mptcp::address::LocalAddress;
 use crate::time::Instant;
 use ipnet::IpNet;
@@ -88,73 +89,195 @@ impl AddressPolicy {
     }
 }
 
+/// What an operator changes while connections are open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AddressChange {
+    /// Announces an address of a service to its connections and to those that come. The ID is that under
+    /// which it is announced already, or the lowest that is free, if none is given. What is announced
+    /// already is announced again: that asks clients to try it once more.
+    Announce {
+        service: usize,
+        id: Option<u8>,
+        announce: Announce,
+    },
+    /// Takes an announced address back, from all connections and from those that come
+    /// (RFC 8684 §3.4.2).
+    Withdraw { address: IpAddr },
+    /// Makes every subflow to one of our addresses within `local` a backup, or a regular one, tells the
+    /// clients (RFC 8684 §3.3.8), and does so with those that join later, whatever the rules say.
+    SetBackup { local: IpNet, backup: bool },
+}
+
+/// A part of the connections has been told of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressStep {
+    /// How many of them it concerned.
+    pub changed: usize,
+    /// Where the next part begins; `None` after the last.
+    pub next: Option<usize>,
+}
+
 impl Engine {
-    /// Announces an address of service `service`, to its connections and to those that come. One with
-    /// the same ID is replaced; to give an ID to another address, withdraw the old one first
-    /// (RFC 8684 §3.4.1). An address that is announced already is announced again: that asks clients
-    /// to try it once more. Returns how many connections are told.
-    pub fn announce_address(&mut self, now: Instant, service: usize, announce: Announce) -> usize {
-        let policy = &mut self.services[service].config.addresses;
-        policy.announce.retain(|a| a.id != announce.id);
-        policy.announce.push(announce);
-        let only = AddressPolicy {
-            announce: vec![announce],
-            ..AddressPolicy::default()
-        };
-        self.for_connections(now, |connection| {
-            let mut told = false;
-            if connection.service == service && connection.token != 0 {
-                let client = connection.peer_addr.ip();
-                for address in only.announced_to(client, connection.local_addr) {
-                    connection.announce_address(address);
-                    told = true;
-                }
+    /// Makes a change for all that comes, and then for the connections in `places` places of their table
+    /// from the `from`-th on: to be called again, with what the step before returned, until all are
+    /// through.
+    ///
+    /// # Errors
+    /// Why it cannot be made, with the remedy, on one line.
+    pub fn change_addresses(
+        &mut self,
+        now: Instant,
+        change: &AddressChange,
+        from: usize,
+        places: usize,
+    ) -> Result<AddressStep, String> {
+        let mut announced = AddressPolicy::default();
+        match change {
+            AddressChange::Announce {
+                service,
+                id,
+                announce,
+            } => {
+                let announce = self.take_announcement(*service, *id, *announce)?;
+                announced.announce.push(announce);
             }
-            told
-        })
+            AddressChange::Withdraw { address } if from == 0 => {
+                self.forget_announcement(*address)?;
+            }
+            AddressChange::SetBackup { local, backup } if from == 0 => {
+                self.backups.set(*local, *backup)?;
+            }
+            _ => {}
+        }
+        let step = self.for_connections(now, from, places, |connection| match change {
+            AddressChange::Announce { service, .. } => {
+                let mut told = false;
+                if connection.service == *service && connection.token != 0 {
+                    let client = connection.peer_addr.ip();
+                    for address in announced.announced_to(client, connection.local_addr) {
+                        connection.announce_address(address);
+                        told = true;
+                    }
+                }
+                told
+            }
+            AddressChange::Withdraw { address } => connection.withdraw_address(*address),
+            AddressChange::SetBackup { local, backup } => {
+                let subflows = connection.subflows.iter();
+                let concerned: Vec<usize> = subflows
+                    .filter(|(_, s)| local.contains(&s.local.ip()))
+                    .map(|(index, _)| index)
+                    .collect();
+                for &index in &concerned {
+                    connection.set_backup(index, *backup);
+                }
+                !concerned.is_empty()
+            }
+        });
+        Ok(step)
     }
 
-    /// Takes an announced address back, from all connections and those that come (RFC 8684 §3.4.2).
-    /// Returns how many connections knew it.
-    pub fn withdraw_address(&mut self, now: Instant, address: IpAddr) -> usize {
+    /// Enters an address into the list of a service, under its ID.
+    fn take_announcement(
+        &mut self,
+        service: usize,
+        id: Option<u8>,
+        announce: Announce,
+    ) -> Result<Announce, String> {
+        let arrives_at = announce.local.map_or(announce.address, |local| local.ip());
+        let mut listens = self.services.iter().flat_map(|s| &s.config.listen);
+        if !listens.any(|l| l.ip() == arrives_at) {
+            return Err(format!(
+                "no service listens on {arrives_at}; announce an address of ours, or say with local \
+                 where it arrives"
+            ));
+        }
+        let known = &mut self.services[service].config.addresses.announce;
+        let same = |a: &Announce| a.address == announce.address && a.port == announce.port;
+        let free = || (1..=u8::MAX).find(|id| known.iter().all(|a| a.id != *id));
+        let id = id
+            .or_else(|| known.iter().find(|a| same(a)).map(|a| a.id))
+            .or_else(free)
+            .ok_or("all 255 IDs are in use; withdraw an address")?;
+        // RFC 8684 §3.4.1: to get another address an ID has to be removed first.
+        if let Some(other) = known
+            .iter()
+            .find(|a| a.id == id && a.address != announce.address)
+        {
+            return Err(format!(
+                "ID {id} is that of {}; choose another one, or withdraw that first",
+                other.address
+            ));
+        }
+        known.retain(|a| a.id != id && !same(a));
+        let announce = Announce { id, ..announce };
+        known.push(announce);
+        Ok(announce)
+    }
+
+    fn forget_announcement(&mut self, address: IpAddr) -> Result<(), String> {
+        let mut found = false;
         for service in &mut self.services {
             let announced = &mut service.config.addresses.announce;
+            found |= announced.iter().any(|a| a.address == address);
             announced.retain(|a| a.address != address);
         }
-        self.for_connections(now, |connection| connection.withdraw_address(address))
+        match found {
+            true => Ok(()),
+            false => Err(format!(
+                "{address} is not announced; nothing is to be taken back"
+            )),
+        }
     }
 
-    /// Makes every subflow to one of our addresses within `local` a backup, or takes that back, and
-    /// tells the clients (RFC 8684 §3.3.8). Returns how many connections have one.
-    pub fn set_backup(&mut self, now: Instant, local: IpNet, backup: bool) -> usize {
-        self.for_connections(now, |connection| {
-            let subflows = connection.subflows.iter();
-            let concerned: Vec<usize> = subflows
-                .filter(|(_, s)| local.contains(&s.local.ip()))
-                .map(|(index, _)| index)
-                .collect();
-            for &index in &concerned {
-                connection.set_backup(index, backup);
-            }
-            !concerned.is_empty()
-        })
-    }
-
-    /// Returns how many `change` had something to do with.
+    /// Counts those that `change` had something to do with.
     fn for_connections(
         &mut self,
         now: Instant,
-        mut change: impl FnMut(&mut crate::mptcp::Connection) -> bool,
-    ) -> usize {
-        let indexes: Vec<usize> = self.connections.iter().map(|(index, _)| index).collect();
+        from: usize,
+        places: usize,
+        mut change: impl FnMut(&mut Connection) -> bool,
+    ) -> AddressStep {
+        let table_end = self.connections.capacity();
+        let end = from.saturating_add(places).min(table_end);
         let mut changed = 0;
-        for index in indexes {
-            if change(&mut self.connections[index]) {
+        for index in from..end {
+            let connection = self.connections.get_mut(index);
+            if connection.is_some_and(|connection| change(connection)) {
                 changed += 1;
                 self.settle(index, now, &[]);
             }
         }
-        changed
+        AddressStep {
+            changed,
+            next: Some(end).filter(|&end| end < table_end),
+        }
+    }
+}
+
+/// Prefixes of our addresses that an operator has made backups or regular ones, the latest last.
+#[derive(Debug, Default)]
+pub(super) struct Backups(Vec<(IpNet, bool)>);
+
+impl Backups {
+    const MAX: usize = 64;
+
+    fn set(&mut self, local: IpNet, backup: bool) -> Result<(), String> {
+        self.0.retain(|(known, _)| !local.contains(known));
+        if self.0.len() >= Backups::MAX {
+            return Err(format!(
+                "{} prefixes are set already; set one that covers several",
+                Backups::MAX
+            ));
+        }
+        self.0.push((local, backup));
+        Ok(())
+    }
+
+    /// What was said of this address last, if anything.
+    pub(super) fn of(&self, local: IpAddr) -> Option<bool> {
+        let mut latest = self.0.iter().rev();
+        latest.find(|(net, _)| net.contains(&local)).map(|b| b.1)
     }
 }
 

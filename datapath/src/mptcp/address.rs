@@ -13,6 +13,12 @@ pub const INITIAL_ID: u8 = 0;
 pub const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
 /// Transmissions of one ADD_ADDR of version 1.
 pub const ANNOUNCEMENTS_MAX: u32 = 5;
+/// From the failure of a subflow to an announced address until that is announced anew, and from then
+/// on until the next time if nobody joins it; doubled each time.
+pub const AGAIN_WAIT: Duration = Duration::from_secs(2);
+/// How often, until there was none of it for `AGAIN_FORGOTTEN`.
+pub const AGAIN_MAX: u32 = 6;
+pub const AGAIN_FORGOTTEN: Duration = Duration::from_secs(600);
 /// Addresses of the peer that are kept.
 pub const REMOTE_MAX: usize = 8;
 /// Echoes that may wait to be sent. The peer repeats what finds no room.
@@ -51,6 +57,10 @@ struct Announcement {
     transmissions: u32,
     /// No echo has come: it is due again then.
     repeat_at: Option<Instant>,
+    /// A subflow to it failed: it is announced anew then, for the time after so many.
+    again_at: Option<Instant>,
+    again: u32,
+    told_at: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -74,6 +84,9 @@ impl Addresses {
             due: true,
             transmissions: 0,
             repeat_at: None,
+            again_at: None,
+            again: 0,
+            told_at: Instant::default(),
         });
     }
 
@@ -207,13 +220,47 @@ impl Addresses {
         let next = due.min_by_key(|a| a.transmissions)?;
         next.due = false;
         let wait = rto.max(ECHO_TIMEOUT) * (1 << next.transmissions);
+        if next.transmissions == 0 && (1..AGAIN_MAX).contains(&next.again) {
+            next.again_at = Some(now + AGAIN_WAIT * (1 << next.again));
+        }
         next.transmissions += 1;
         next.repeat_at = Some(now + wait);
+        next.told_at = now;
         Some(Signal::Add(next.address))
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.announced.iter().filter_map(|a| a.repeat_at).min()
+        let deadlines = self
+            .announced
+            .iter()
+            .flat_map(|a| [a.repeat_at, a.again_at]);
+        deadlines.flatten().min()
+    }
+
+    /// A subflow to an announced address failed: it is announced anew after a while, so that the peer
+    /// may join it again (RFC 8684 §3.4.1). Returns whether it is.
+    pub fn on_subflow_failed(&mut self, local: SocketAddr, now: Instant) -> bool {
+        let told = |a: &&mut Announcement| a.address.local == local && a.transmissions > 0;
+        let Some(failed) = self.announced.iter_mut().find(told) else {
+            return false;
+        };
+        if now.since(failed.told_at) >= AGAIN_FORGOTTEN {
+            failed.again = 0;
+        }
+        if failed.again_at.is_some() || failed.again >= AGAIN_MAX {
+            return false;
+        }
+        failed.again_at = Some(now + AGAIN_WAIT * (1 << failed.again));
+        true
+    }
+
+    /// There is a subflow to this address again.
+    pub fn on_rejoined(&mut self, local: SocketAddr) {
+        for announced in &mut self.announced {
+            if announced.address.local == local {
+                announced.again_at = None;
+            }
+        }
     }
 
     /// A join came by an announcement: it has arrived, whether or not an echo of it does.
@@ -231,6 +278,12 @@ impl Addresses {
     pub fn on_timeout(&mut self, now: Instant, announcements_max: u32) -> u64 {
         let mut given_up = 0;
         for announced in &mut self.announced {
+            if announced.again_at.is_some_and(|at| at <= now) {
+                announced.again_at = None;
+                announced.again += 1;
+                announced.repeat_at = None;
+                (announced.due, announced.transmissions) = (true, 0);
+            }
             if announced.repeat_at.is_some_and(|at| at <= now) {
                 announced.repeat_at = None;
                 announced.due = announced.transmissions < announcements_max;
@@ -312,6 +365,40 @@ mod tests {
         addresses.announce(address);
         assert!(addresses.take_signal(now, RTO).is_some());
         addresses.on_echo(&add(1, "203.0.113.1"));
+        assert_eq!(addresses.next_deadline(), None);
+    }
+
+    // Each time later than the one before, so often and no more; a join ends it.
+    #[test]
+    fn the_address_of_a_failed_subflow_is_announced_anew() {
+        let mut addresses = Addresses::default();
+        let address = local(1, "203.0.113.1:80", "203.0.113.1:80");
+        addresses.announce(address);
+        let mut now = Instant::from_millis(1000);
+        let echoed = |addresses: &mut Addresses, now| {
+            assert_eq!(addresses.take_signal(now, RTO), Some(Signal::Add(address)));
+            addresses.on_echo(&add(1, "203.0.113.1"));
+        };
+        echoed(&mut addresses, now);
+        assert!(!addresses.on_subflow_failed("203.0.113.1:81".parse().unwrap(), now));
+        assert!(addresses.on_subflow_failed(address.local, now));
+        assert!(!addresses.on_subflow_failed(address.local, now));
+        for round in 0..AGAIN_MAX {
+            let at = now + AGAIN_WAIT * (1 << round);
+            assert_eq!(addresses.next_deadline(), Some(at));
+            let before = now + (AGAIN_WAIT * (1 << round) - Duration::from_nanos(1));
+            addresses.on_timeout(before, ANNOUNCEMENTS_MAX);
+            assert!(!addresses.has_signal(), "just before its time");
+            addresses.on_timeout(at, ANNOUNCEMENTS_MAX);
+            now = at;
+            echoed(&mut addresses, now);
+        }
+        assert_eq!(addresses.next_deadline(), None);
+        let forgotten = now + AGAIN_FORGOTTEN;
+        let before = now + (AGAIN_FORGOTTEN - Duration::from_nanos(1));
+        assert!(!addresses.on_subflow_failed(address.local, before));
+        assert!(addresses.on_subflow_failed(address.local, forgotten));
+        addresses.on_rejoined(address.local);
         assert_eq!(addresses.next_deadline(), None);
     }
 

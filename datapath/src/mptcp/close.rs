@@ -102,6 +102,9 @@ impl Connection {
             self.retired.push(Retired {
                 local: subflow.local,
                 remote: subflow.remote,
+                failed: subflow.state == State::Established
+                    && !subflow.fin_wanted
+                    && !subflow.barred,
                 time_wait,
             });
         }

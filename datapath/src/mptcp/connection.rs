@@ -92,6 +92,8 @@ pub struct Events {
 pub struct Retired {
     pub local: SocketAddr,
     pub remote: SocketAddr,
+    /// It was open and neither side had ended it.
+    pub failed: bool,
     /// It goes on in TIME-WAIT.
     pub time_wait: Option<TimeWaitState>,
 }

@@ -254,8 +254,9 @@ impl Connection {
             return;
         }
         metrics.resets_received += 1;
-        if segment.tcp.options.mptcp.tcprst.is_some() {
+        if let Some(tcprst) = segment.tcp.options.mptcp.tcprst {
             metrics.mp_rst_rx += 1;
+            subflow.barred = !tcprst.transient;
         }
         if segment.tcp.options.mptcp.fail.is_some() {
             metrics.mp_fail_rx += 1;

@@ -210,6 +210,8 @@ pub struct Subflow {
     pub data_fin_due: bool,
     /// A RST is to leave, and this is the end of the subflow.
     pub reset: Option<Reset>,
+    /// The peer reset it and wants no other one there (RFC 8684 §3.6, T = 0).
+    pub barred: bool,
     /// A segment of another kind to be answered by a pure ACK already waits in the engine's queue.
     pub queued: bool,
     pub last_received_at: Instant,

@@ -308,8 +308,17 @@ fn a_withdrawn_address_is_taken_back() {
     sim.run(|sim| sim.clients[0].subflows[at].open());
     sim.settle();
     let now = sim.now;
-    assert_eq!(sim.server.engine.withdraw_address(now, server(3)), 0);
-    assert_eq!(sim.server.engine.withdraw_address(now, server(1)), 1);
+    let unknown = sim.server.withdraw(now, server(3)).expect_err("unknown");
+    assert!(unknown.contains("is not announced"), "{unknown}");
+    let taken = sim.server.announce(now, announce(1, server(3)));
+    assert!(taken.expect_err("taken").contains("ID 1 is that of"));
+    let foreign = sim.server.announce(now, announce(7, ip("192.0.2.7")));
+    assert!(
+        foreign
+            .expect_err("foreign")
+            .contains("no service listens on")
+    );
+    assert_eq!(sim.server.withdraw(now, server(1)), Ok(1));
     sim.run(|sim| sim.clients[0].subflows[at].peer_fin.is_some());
     sim.clients[0].leave(at);
     sim.settle();
@@ -326,7 +335,7 @@ fn a_withdrawn_address_is_taken_back() {
     assert_eq!(told, [2]);
     // It may be given to another address now, which all are told of.
     let (now, again) = (sim.now, announce(1, server(3)));
-    assert_eq!(sim.server.engine.announce_address(now, 0, again), 2);
+    assert_eq!(sim.server.announce(now, again), Ok(2));
     sim.settle();
     for client in &sim.clients {
         assert_eq!(client.announced.last().map(|a| a.address), Some(server(3)));
@@ -391,7 +400,7 @@ fn the_server_makes_backups_too() {
     assert_eq!(carried_by(&mut sim, marked, 300_000).0, 0);
     let net = |text: &str| text.parse().expect("a prefix");
     let now = sim.now;
-    let engine = &mut sim.server.engine;
+    let engine = &mut sim.server;
     assert_eq!(engine.set_backup(now, net("192.0.2.0/24"), true), 0);
     assert_eq!(engine.set_backup(now, net("10.48.0.0/16"), false), 1);
     assert_eq!(engine.set_backup(now, net("10.16.0.0/16"), true), 1);
@@ -401,6 +410,10 @@ fn the_server_makes_backups_too() {
     assert!(asked(&sim, 0) && asked(&sim, plain) && !asked(&sim, marked));
     let (octets, all) = carried_by(&mut sim, marked, 300_000);
     assert_eq!(octets, all);
+    // What was said last is for those that join later, too, against the rules.
+    let later = [1, 2].map(|path| sim.join(0, path));
+    sim.run(|sim| later.iter().all(|&at| sim.clients[0].subflows[at].open()));
+    assert!(asked(&sim, later[0]) && !asked(&sim, later[1]));
     end(sim);
 }
 

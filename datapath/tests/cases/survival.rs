@@ -8,7 +8,8 @@ use crate::model::sim::{Family, Sim, SimConfig};
 use crate::model::subflow::State;
 use crate::model::{assert_same, stream};
 use mpx_datapath::app::CloseCause;
-use mpx_datapath::engine::Patience;
+use mpx_datapath::engine::{AddressPolicy, Announce, Patience};
+use mpx_datapath::mptcp::address::AGAIN_WAIT;
 use mpx_datapath::time::Duration;
 
 const LEN: usize = 600_000;
@@ -311,4 +312,43 @@ fn a_subflow_that_holds_the_buffer_is_reset_and_comes_again() {
     sim.run(|sim| sim.clients[0].subflows[again].received > 100_000);
     sim.clients[0].fastclose();
     sim.finish();
+}
+
+// RFC 8684 §3.4.1: the address of a subflow that failed is announced anew, until the client has joined
+// it again; not where the client's RST says that it is for good (§3.6).
+#[test]
+fn the_address_of_a_failed_subflow_is_announced_anew() {
+    for for_good in [false, true] {
+        let announce = Announce {
+            id: 3,
+            address: Family::V4.server(1).ip(),
+            port: None,
+            local: None,
+            clients: None,
+        };
+        let mut sim = connected(SimConfig {
+            addresses: AddressPolicy {
+                announce: vec![announce],
+                ..AddressPolicy::default()
+            },
+            ..SimConfig::with(ECHO)
+        });
+        let at = sim.join(0, 1);
+        sim.run(|sim| sim.clients[0].subflows[at].open());
+        sim.settle();
+        assert_eq!(sim.clients[0].announced.len(), 1);
+        // Then its RST has MP_TCPRST.
+        sim.clients[0].subflows[at].gave_up = for_good;
+        sim.clients[0].reset(at);
+        sim.run_for(AGAIN_WAIT * 4);
+        let again = if for_good { 0 } else { 2 };
+        assert_eq!(sim.clients[0].announced.len(), 1 + again);
+        let at = sim.join(0, 1);
+        sim.run(|sim| sim.clients[0].subflows[at].open());
+        sim.run_for(AGAIN_WAIT * 1000);
+        assert_eq!(sim.clients[0].announced.len(), 1 + again, "it is there");
+        sim.clients[0].close_write();
+        sim.run(|sim| sim.clients[0].closed());
+        sim.finish();
+    }
 }

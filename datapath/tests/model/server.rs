@@ -2,9 +2,10 @@
 
 use super::apps::TestApp;
 use super::sim::{Family, SERVICE_PORT, SimConfig};
+use ipnet::IpNet;
 use mpx_datapath::engine::{
-    AddressPolicy, Buffers, Engine, EngineConfig, EngineReport, InterfaceConfig, JoinPolicy,
-    Patience, ServiceConfig,
+    AddressChange, AddressPolicy, Announce, Buffers, Engine, EngineConfig, EngineReport,
+    InterfaceConfig, JoinPolicy, Patience, ServiceConfig,
 };
 use mpx_datapath::metrics::Metrics;
 use mpx_datapath::port::IfaceId;
@@ -16,7 +17,7 @@ use mpx_datapath::wire::icmp::PacketTooBig;
 use mpx_datapath::wire::mptcp::MpJoin;
 use mpx_datapath::wire::tcp::TcpFlags;
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 const MTU: usize = 1500;
 
@@ -67,6 +68,36 @@ impl Server {
 
     fn engines_mut(&mut self) -> impl Iterator<Item = &mut Engine> {
         std::iter::once(&mut self.engine).chain(&mut self.others)
+    }
+
+    /// What an operator asks of the first engine, a few connections at a time; how many it concerned.
+    pub fn change(&mut self, now: Instant, change: &AddressChange) -> Result<usize, String> {
+        let (mut changed, mut next) = (0, Some(0));
+        while let Some(from) = next {
+            let step = self.engine.change_addresses(now, change, from, 2)?;
+            changed += step.changed;
+            next = step.next;
+        }
+        Ok(changed)
+    }
+
+    /// Announces under the ID that is there.
+    pub fn announce(&mut self, now: Instant, announce: Announce) -> Result<usize, String> {
+        let change = AddressChange::Announce {
+            service: 0,
+            id: Some(announce.id),
+            announce,
+        };
+        self.change(now, &change)
+    }
+
+    pub fn withdraw(&mut self, now: Instant, address: IpAddr) -> Result<usize, String> {
+        self.change(now, &AddressChange::Withdraw { address })
+    }
+
+    pub fn set_backup(&mut self, now: Instant, local: IpNet, backup: bool) -> usize {
+        let change = AddressChange::SetBackup { local, backup };
+        self.change(now, &change).expect("there is room")
     }
 
     /// One counter of all engines.

@@ -86,7 +86,7 @@ fn announce(config: &mut Config, keys: &str) {
 }
 
 /// The client opens subflows to what is announced and to nothing else.
-fn only_announced(lab: &Lab) -> Result<(), String> {
+pub(super) fn only_announced(lab: &Lab) -> Result<(), String> {
     lab.topology.client.ip("mptcp endpoint flush\n")
 }
 
@@ -167,7 +167,7 @@ fn client_changes_priorities(lab: &mut Lab) -> Result<(), String> {
     same_counts(lab)
 }
 
-fn slow_download(lab: &Lab) -> Result<crate::process::Process, String> {
+pub(super) fn slow_download(lab: &Lab) -> Result<crate::process::Process, String> {
     lab.fetch(Client::Mptcp, Family::V4, WEB, "64m")
         .args(["--limit-rate", "20M"])
         .spawn()
@@ -185,7 +185,7 @@ fn carried(
     Ok(paths.map(|(after, before)| after.0 - before.0).collect())
 }
 
-fn wait_for_counter(lab: &mut Lab, name: &str, least: u64) -> Result<(), String> {
+pub(super) fn wait_for_counter(lab: &mut Lab, name: &str, least: u64) -> Result<(), String> {
     let mpxd = lab.mpxd()?;
     until(
         Duration::from_secs(5),

@@ -17,6 +17,7 @@ mod lab;
 mod links;
 mod path_mtu;
 mod shutdown;
+mod survival;
 mod tools;
 mod transfers;
 
@@ -133,6 +134,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(fallback::cases());
     cases.extend(path_mtu::cases());
     cases.extend(addresses::cases());
+    cases.extend(survival::cases());
     cases.extend(shutdown::cases());
     cases.extend(tools::cases());
     cases.extend(diagnostics::cases());

@@ -88,12 +88,7 @@ fn addresses_are_learnt_and_removed() {
     assert_eq!(sim.server.report(1).conns[0].subflows.len(), 1);
     sim.clients[0].reset(at);
     let now = sim.now;
-    assert_eq!(
-        sim.server
-            .engine
-            .withdraw_address(now, Family::V4.host(2, 2)),
-        1
-    );
+    assert_eq!(sim.server.withdraw(now, Family::V4.host(2, 2)), Ok(1));
     sim.settle();
     assert_eq!(sim.clients[0].removed, [9]);
     end(sim);
@@ -170,7 +165,7 @@ fn priorities_of_one_subflow_and_of_an_address() {
     assert_eq!(sim.server.count(|m| m.mp_prio_rx), 5);
     let now = sim.now;
     let net = "10.32.0.0/16".parse().expect("a prefix");
-    assert_eq!(sim.server.engine.set_backup(now, net, true), 1);
+    assert_eq!(sim.server.set_backup(now, net, true), 1);
     sim.settle();
     assert!(sim.clients[0].subflows[joined[0]].server_backup);
     end(sim);
