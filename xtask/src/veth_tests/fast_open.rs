@@ -13,9 +13,9 @@ host, port, protocol = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 family = socket.AF_INET6 if ':' in host else socket.AF_INET
 for n in range(2):
     with socket.socket(family, socket.SOCK_STREAM, protocol) as s:
-        s.settimeout(10)
         text = os.urandom(300000)
-        # What fits the SYN goes with it, or nothing does for want of a cookie.
+        # What fits the SYN goes with it, or nothing does for want of a cookie. It has to block: so no
+        # timeout yet.
         sent = s.sendto(text[:1000], socket.MSG_FASTOPEN, (host, port))
         s.settimeout(10)
         came = bytearray()
