@@ -76,6 +76,19 @@ counters! {
     syncookies_awaited => "SyncookiesAwaited",
     /// A segment of no known flow; answered with a RST unless it was one.
     no_flow => "NoFlow",
+    /// Frames that came to the wrong worker and were passed on, and those that were taken in after that.
+    mesh_forwards => "MeshForwards",
+    mesh_received => "MeshReceived",
+    /// Dropped because the queue to their worker was full.
+    mesh_drops => "MeshDrops",
+    /// Passed on to the worker that was named, which does not know them either. SYNs left out.
+    wrong_worker => "WrongWorker",
+    /// Times that the map of flows was asked whose a segment is, and segments dropped because it was
+    /// asked too often.
+    flow_lookups => "FlowLookups",
+    flow_lookups_skipped => "FlowLookupsSkipped",
+    /// Flows that did not come to be because the map of flows had no room.
+    flow_map_full => "FlowMapFull",
     /// A stateless answer that found its queue full.
     replies_dropped => "RepliesDropped",
     /// A subflow's TIME-WAIT cut short because the table is full.

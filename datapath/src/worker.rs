@@ -1,17 +1,18 @@
 //! One core's loop around an engine and a port. A turn is always in this order: inbox, frames in,
 //! timers, app work, frames out, flush. The clock is read once per turn.
 
-use crate::engine::{AddressChange, AddressStep, ConnectionPage, Engine, EngineReport};
+use crate::engine::{
+    AddressChange, AddressStep, ConnectionPage, Engine, EngineReport, Message,
+};
+use crate::mesh::{Inbox, Waker};
 use crate::metrics::Metrics;
 use crate::port::{FrameAccounts, IfaceId, Port, QueueStatistics};
 use crate::time::{Duration, Instant};
-use crossbeam::queue::ArrayQueue;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc::Sender;
 
 /// Turns without work for this long, and the worker sleeps.
@@ -26,6 +27,8 @@ const UNSENT_RETRY_MAX: Duration = Duration::from_millis(64);
 const IDLE_DRAWS: u32 = 64;
 /// Commands waiting at once; a further one is refused.
 const INBOX_COMMANDS: usize = 64;
+/// Messages of other workers waiting at once; a further one is dropped.
+const INBOX_MESSAGES: usize = 256;
 /// How long RSTs may take to leave after the drain deadline.
 const FAREWELL: Duration = Duration::from_millis(500);
 /// Places in the table of connections that are looked at in one turn to list them.
@@ -52,6 +55,8 @@ pub enum Command {
         from: usize,
         reply: Sender<Result<AddressStep, String>>,
     },
+    /// Return from [`Worker::run`]: no other worker needs its queues any more.
+    Stop,
 }
 
 /// The state of a worker between two turns.
@@ -65,27 +70,44 @@ pub struct Snapshot {
 
 /// Reaches a worker from other threads.
 #[derive(Clone, Debug)]
-pub struct Handle(Arc<Inbox>);
+pub struct Handle(Arc<Mailbox>);
 
 #[derive(Debug)]
-struct Inbox {
-    commands: ArrayQueue<Command>,
-    /// The worker is about to sleep, or does: it wants to be woken.
-    parked: AtomicBool,
-    wake: OwnedFd,
+struct Mailbox {
+    commands: Inbox<Command>,
+    messages: Inbox<Message>,
+    waker: Arc<Waker>,
 }
 
 impl Handle {
+    /// For a worker that is still to be made.
+    ///
+    /// # Errors
+    /// When the kernel has no event descriptor left.
+    pub fn new() -> io::Result<Handle> {
+        let waker = Waker::new()?;
+        Ok(Handle(Arc::new(Mailbox {
+            commands: Inbox::new(INBOX_COMMANDS, Arc::clone(&waker)),
+            messages: Inbox::new(INBOX_MESSAGES, Arc::clone(&waker)),
+            waker,
+        })))
+    }
+
     /// Returns whether there was room for it.
     pub fn send(&self, command: Command) -> bool {
         let taken = self.0.commands.push(command).is_ok();
-        // The worker sets `parked` and then looks at the queue; this pushes and then looks at
-        // `parked`: one of the two sees the other.
-        fence(Ordering::SeqCst);
-        if self.0.parked.load(Ordering::Relaxed) {
-            // It can only fail when the counter is full, and then the descriptor is readable.
-            let _ = rustix::io::write(&self.0.wake, &1u64.to_ne_bytes());
-        }
+        self.0.commands.wake();
+        taken
+    }
+
+    /// What wakes the worker, for the port that it is to have.
+    pub fn waker(&self) -> Arc<Waker> {
+        Arc::clone(&self.0.waker)
+    }
+
+    fn tell(&self, message: Message) -> bool {
+        let taken = self.0.messages.push(message).is_ok();
+        self.0.messages.wake();
         taken
     }
 }
@@ -93,37 +115,37 @@ impl Handle {
 pub struct Worker<P: Port> {
     port: P,
     engine: Engine,
-    inbox: Arc<Inbox>,
+    mailbox: Handle,
+    others: Vec<Handle>,
     unsent_retry: Duration,
     drain_at: Option<Instant>,
     aborted_at: Option<Instant>,
+    stopped: bool,
 }
 
 impl<P: Port> Worker<P> {
-    /// # Errors
-    /// When the kernel has no event descriptor left.
-    pub fn new(port: P, engine: Engine) -> io::Result<(Worker<P>, Handle)> {
-        let inbox = Arc::new(Inbox {
-            commands: ArrayQueue::new(INBOX_COMMANDS),
-            parked: AtomicBool::new(false),
-            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-        });
-        let worker = Worker {
+    /// `all` reach the workers of this server in their order, of which this is the `index`-th.
+    pub fn new(port: P, engine: Engine, all: &[Handle], index: usize) -> Worker<P> {
+        let mut others = all.to_vec();
+        Worker {
             port,
             engine,
-            inbox: Arc::clone(&inbox),
+            mailbox: others.remove(index),
+            others,
             unsent_retry: UNSENT_RETRY,
             drain_at: None,
             aborted_at: None,
-        };
-        Ok((worker, Handle(inbox)))
+            stopped: false,
+        }
     }
 
-    /// Turns until drained.
+    /// Turns until told to stop. Once it has drained it says so; until it is stopped, its queues go on
+    /// working for the others.
     ///
     /// # Errors
     /// When the kernel refuses to let it wait.
-    pub fn run(&mut self) -> io::Result<()> {
+    pub fn run(&mut self, drained: impl FnOnce()) -> io::Result<()> {
+        let mut drained = Some(drained);
         let mut idle_since = None;
         loop {
             let now = clock();
@@ -136,8 +158,11 @@ impl<P: Port> Worker<P> {
                     idle_since = None;
                 }
             }
-            if self.is_drained(now) {
+            if drained.is_some() && self.is_drained(now) {
                 self.port.flush();
+                drained.take().into_iter().for_each(|tell| tell());
+            }
+            if self.stopped {
                 return Ok(());
             }
         }
@@ -149,8 +174,13 @@ impl<P: Port> Worker<P> {
         let engine = &mut self.engine;
         worked |= self
             .port
-            .receive(&mut |iface, frame| engine.on_frame(now, iface, frame))
+            .receive(&mut |arrival, frame| engine.on_frame(now, arrival, frame))
             > 0;
+        while let Some(message) = engine.poll_message() {
+            let told = |other: &&Handle| other.tell(message);
+            let missed = self.others.len() - self.others.iter().filter(told).count();
+            engine.metrics.mesh_drops += missed as u64;
+        }
         engine.on_timeout(now);
         worked |= engine.poll_apps(now);
         for index in 0..self.port.interfaces() {
@@ -174,7 +204,12 @@ impl<P: Port> Worker<P> {
 
     fn read_inbox(&mut self, now: Instant) -> bool {
         let mut worked = false;
-        while let Some(command) = self.inbox.commands.pop() {
+        let mailbox = &self.mailbox.0;
+        while let Some(message) = mailbox.messages.pop() {
+            worked = true;
+            self.engine.on_message(now, &message);
+        }
+        while let Some(command) = mailbox.commands.pop() {
             worked = true;
             match command {
                 Command::Drain { deadline_ms } => {
@@ -185,7 +220,7 @@ impl<P: Port> Worker<P> {
                     // Whoever asked may have given up waiting.
                     let _ = reply.send(Snapshot {
                         engine: self.engine.report(now, 0),
-                        metrics: self.engine.metrics.clone(),
+                        metrics: self.metrics(),
                         frames: self.port.accounts(),
                         queues: self.port.queues(),
                     });
@@ -204,9 +239,16 @@ impl<P: Port> Worker<P> {
                     let _ = reply.send(engine.change_addresses(now, &change, from, PAGE_PLACES));
                     break;
                 }
+                Command::Stop => self.stopped = true,
             }
         }
         worked
+    }
+
+    fn metrics(&self) -> Metrics {
+        let mut metrics = self.engine.metrics.clone();
+        metrics.mesh_drops += self.port.mesh_drops();
+        metrics
     }
 
     /// Whether a drain is over. Once it may be, what is left is reset: everything at the deadline,
@@ -235,47 +277,44 @@ impl<P: Port> Worker<P> {
         Some(at)
     }
 
-    /// Sleeps until a frame, a command, an app's descriptor or a timer.
+    /// Sleeps until a frame, a command, another worker, an app's descriptor or a timer.
     fn park(&mut self, now: Instant) -> io::Result<()> {
-        self.inbox.parked.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        if self.inbox.commands.is_empty() {
-            let mut deadline = [
-                self.engine.next_timeout(),
-                self.drain_at.filter(|_| self.aborted_at.is_none()),
-                self.aborted_at.map(|at| at + FAREWELL),
-                self.unsent_retry_at(now),
-            ]
-            .into_iter()
-            .flatten()
-            .min();
-            let mut waiting = vec![PollFd::new(&self.inbox.wake, PollFlags::IN)];
-            waiting.extend(
-                self.port
-                    .fds()
-                    .into_iter()
-                    .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
-            );
-            let readiness: Vec<_> = self
-                .engine
-                .apps()
-                .filter_map(|app| app.readiness())
+        let unsent_retry_at = self.unsent_retry_at(now);
+        let Mailbox {
+            commands,
+            messages,
+            waker,
+        } = &*self.mailbox.0;
+        let (port, engine) = (&self.port, &mut self.engine);
+        let mut deadline = [
+            engine.next_timeout(),
+            self.drain_at.filter(|_| self.aborted_at.is_none()),
+            self.aborted_at
+                .map(|at| at + FAREWELL)
+                .filter(|at| *at > now),
+            unsent_retry_at,
+        ]
+        .into_iter()
+        .flatten()
+        .min();
+        let has_mail = || !commands.is_empty() || !messages.is_empty() || port.has_mail();
+        let wait = |wake: BorrowedFd<'_>| {
+            let descriptors = std::iter::once(wake).chain(port.fds());
+            let mut waiting: Vec<_> = descriptors
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
                 .collect();
+            let readiness: Vec<_> = engine.apps().filter_map(|app| app.readiness()).collect();
             for app in &readiness {
                 deadline = [deadline, app.next_timeout()].into_iter().flatten().min();
                 waiting.push(PollFd::from_borrowed_fd(app.fd(), PollFlags::IN));
             }
             let timeout = deadline.map(|at| timespec(at.since(now)));
             match poll(&mut waiting, timeout.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+                Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+                Err(error) => Err(error.into()),
             }
-        }
-        self.inbox.parked.store(false, Ordering::Relaxed);
-        let mut counter = [0; 8];
-        // Empty when it was not the one that woke us.
-        let _ = rustix::io::read(self.inbox.wake.as_fd(), &mut counter);
-        Ok(())
+        };
+        waker.park(has_mail, wait)
     }
 }
 
@@ -313,7 +352,7 @@ mod tests {
     fn a_drain_waits_for_no_half_open_connection() {
         let start = Instant::from_millis(1);
         let port = MemoryPort::new(MemoryConfig::default());
-        let (mut worker, handle) = Worker::new(port, engine(start)).expect("an event descriptor");
+        let (mut worker, handle) = alone(port, engine(start));
         let frame = segment(0, 1, TcpFlags::SYN);
         assert!(worker.port.inject(IfaceId(0), &frame));
         assert!(worker.turn(start) && !worker.is_drained(start));
@@ -340,7 +379,7 @@ mod tests {
         }
         assert_eq!(engine.connections(), MANY as usize);
         let port = MemoryPort::new(MemoryConfig::default());
-        let (mut worker, handle) = Worker::new(port, engine).expect("an event descriptor");
+        let (mut worker, handle) = alone(port, engine);
         let (reply, pages) = std::sync::mpsc::channel();
         let ask = |from| {
             let reply = reply.clone();
@@ -379,6 +418,12 @@ mod tests {
         assert_eq!(peers.len(), listed, "none is there twice");
         let missing = (0..MANY).find(|&client| !peers.contains(&peer(client)));
         assert_eq!(missing, None);
+    }
+
+    fn alone(port: MemoryPort, engine: Engine) -> (Worker<MemoryPort>, Handle) {
+        let handle = Handle::new().expect("an event descriptor");
+        let worker = Worker::new(port, engine, std::slice::from_ref(&handle), 0);
+        (worker, handle)
     }
 
     fn engine(now: Instant) -> Engine {

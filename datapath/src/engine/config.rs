@@ -2,8 +2,10 @@
 
 use super::neighbor::Announced;
 use super::policy::AddressPolicy;
+use crate::crypto::Secrets;
 use crate::mptcp::Versions;
 use crate::mptcp::connection::Buffers;
+use crate::steering::Steering;
 use crate::tcp::congestion::Algorithm;
 use crate::tcp::fast_open::FastOpen;
 use crate::time::Duration;
@@ -22,6 +24,9 @@ pub struct EngineConfig {
     pub owners: u32,
     /// Low bits of TSval that hold the owner.
     pub owner_bits: u32,
+    pub steering: Steering,
+    /// The same for all workers of a server; `None`: drawn at the start.
+    pub secrets: Option<Secrets>,
     /// Connections, half-open ones included.
     pub connections_max: usize,
     /// Initial subflows in SYN-RECEIVED.
@@ -70,6 +75,8 @@ impl EngineConfig {
             owner: 0,
             owners: 1,
             owner_bits: 8,
+            steering: Steering::default(),
+            secrets: None,
             connections_max: 100_000,
             half_open_max: 16_384,
             syn_cookies_from: 4_096,

@@ -24,6 +24,19 @@ impl FlowKey {
         }
     }
 
+    /// As the XDP program has it.
+    pub(super) fn octets(&self) -> mpx_ebpf::FlowKey {
+        let [l0, l1, r0, r1] = self.ports.to_be_bytes();
+        let (local, remote) = (self.local.to_be_bytes(), self.remote.to_be_bytes());
+        let [local_port, remote_port] = [[l0, l1], [r0, r1]].map(u16::from_be_bytes);
+        mpx_ebpf::flow_key(remote, remote_port, local, local_port)
+    }
+
+    /// Whether this is our end.
+    pub(super) fn is_to(&self, local: SocketAddr) -> bool {
+        self.local == address_bits(local.ip()) && self.ports >> 16 == u32::from(local.port())
+    }
+
     /// The flow that a received segment belongs to.
     pub(super) fn of_segment(segment: &Segment<'_>) -> FlowKey {
         FlowKey {

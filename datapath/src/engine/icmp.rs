@@ -3,6 +3,7 @@
 
 use super::Engine;
 use super::flow::{FlowEntry, FlowKey};
+use super::steer::Message;
 use crate::port::IfaceId;
 use crate::time::Instant;
 use crate::wire::ParseError;
@@ -35,19 +36,27 @@ impl Engine {
             self.metrics.icmp_rate_limited += 1;
             return;
         }
+        if !self.quench(now, error) {
+            self.metrics.icmp_no_flow += 1;
+            self.tell_all(Message::PacketTooBig(*error));
+        }
+    }
+
+    /// Lets a subflow of this worker know; returns whether there is the one that is quoted.
+    pub(super) fn quench(&mut self, now: Instant, error: &PacketTooBig) -> bool {
         let key = FlowKey::new(error.quoted.src, error.quoted.dst);
         let Some(FlowEntry::Subflow {
             connection,
             subflow,
         }) = self.flows.lookup(&key)
         else {
-            self.metrics.icmp_no_flow += 1;
-            return;
+            return false;
         };
         let index = connection as usize;
         let connection = &mut self.connections[index];
         connection.set_allowance(self.memory.allowance());
         connection.on_packet_too_big(subflow as usize, now, error, &mut self.metrics);
         self.settle(index, now, &[]);
+        true
     }
 }

@@ -94,6 +94,11 @@ impl Engine {
             return;
         };
         let service = connection.service;
+        if !self.steer_flow(key) {
+            self.metrics.mp_join_rejected += 1;
+            self.refuse_join(now, iface, segment, RST_NO_RESOURCES, true);
+            return;
+        }
         let handshake = Handshake::Join {
             local_nonce: self.entropy.next_u32(),
             remote_nonce: nonce,

@@ -19,6 +19,7 @@ mod neighbor;
 mod open;
 mod policy;
 mod report;
+mod steer;
 mod stranded;
 mod time_wait;
 
@@ -33,6 +34,7 @@ pub use policy::{AddressChange, AddressPolicy, AddressStep, Announce, JoinRule};
 pub use report::{
     ConnectionPage, ConnectionReport, EngineReport, FallbackReport, MemoryReport, SubflowReport,
 };
+pub use steer::Message;
 
 use crate::app::{App, CloseCause};
 use crate::crypto::Secrets;
@@ -43,6 +45,7 @@ use crate::mptcp::{Connection, Mode, Version};
 use crate::port::IfaceId;
 use crate::rand::Entropy;
 use crate::seq::TcpSeq;
+use crate::steering::{Arrival, Verdict};
 use crate::tcp::fast_open::{Cookies, Pending};
 use crate::time::Instant;
 use crate::wheel::TimerWheel;
@@ -59,6 +62,7 @@ use policy::Backups;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
+use steer::Mesh;
 use stranded::Stranded;
 use time_wait::TimeWaitTable;
 
@@ -130,6 +134,8 @@ pub struct Engine {
     draining: bool,
     icmp_limit: RateLimit,
     neighbors: Neighbors,
+    flow_lookup_limit: RateLimit,
+    mesh: Mesh,
     fallbacks: Fallbacks,
     pub metrics: Metrics,
 }
@@ -146,7 +152,10 @@ impl Engine {
         config.buffers = config
             .buffers
             .within(config.memory_max_bytes / MEMORY_PARTS);
-        let secrets = Secrets::generate(&mut *entropy);
+        let secrets = match config.secrets.take() {
+            Some(secrets) => secrets,
+            None => Secrets::generate(&mut *entropy),
+        };
         let fast_open_cookies = Cookies::new(config.fast_open_secret.unwrap_or_else(|| {
             let mut secret = [0; 16];
             entropy.fill(&mut secret);
@@ -190,24 +199,35 @@ impl Engine {
             draining: false,
             icmp_limit: RateLimit::new(icmp::ERRORS_PER_SECOND_MAX),
             neighbors: Neighbors::new(now, &config.announced),
+            flow_lookup_limit: RateLimit::new(config.steering.flow_lookups_per_second_max),
+            mesh: Mesh::new(&config),
             fallbacks: Fallbacks::default(),
             metrics: Metrics::default(),
             config,
         }
     }
 
-    /// Takes in one frame.
-    pub fn on_frame(&mut self, now: Instant, iface: IfaceId, frame: &[u8]) {
-        self.metrics.rx_frames += 1;
-        self.metrics.rx_bytes += frame.len() as u64;
+    /// Takes in one frame, unless it is another worker's.
+    pub fn on_frame(&mut self, now: Instant, arrival: impl Into<Arrival>, frame: &[u8]) -> Verdict {
+        let arrival = arrival.into();
+        self.mesh.on_arrival(arrival);
         match Segment::parse(frame) {
             Ok(segment) => {
+                let verdict = self.on_segment(now, arrival, &segment);
+                if let Verdict::Forward(_) = verdict {
+                    // It is counted where it is taken in.
+                    self.metrics.mesh_forwards += 1;
+                    return verdict;
+                }
                 self.metrics.count_codepoint(segment.traffic_class);
-                self.on_segment(now, iface, &segment);
             }
-            Err(ParseError::NotTcp) => self.on_other(now, iface, frame),
+            Err(ParseError::NotTcp) => self.on_other(now, arrival.iface, frame),
             Err(error) => self.count_drop(error),
         }
+        self.metrics.rx_frames += 1;
+        self.metrics.rx_bytes += frame.len() as u64;
+        self.metrics.mesh_received += u64::from(arrival.forwarded);
+        Verdict::Taken
     }
 
     fn count_drop(&mut self, error: ParseError) {
@@ -225,7 +245,8 @@ impl Engine {
         *counter += 1;
     }
 
-    fn on_segment(&mut self, now: Instant, iface: IfaceId, segment: &Segment<'_>) {
+    fn on_segment(&mut self, now: Instant, arrival: Arrival, segment: &Segment<'_>) -> Verdict {
+        let iface = arrival.iface;
         let key = FlowKey::of_segment(segment);
         match self.flows.lookup(&key) {
             Some(FlowEntry::Subflow {
@@ -255,10 +276,14 @@ impl Engine {
                 self.settle(index, now, &segment.payload[received.in_place]);
             }
             Some(FlowEntry::TimeWait(entry)) => {
-                self.on_time_wait_segment(now, iface, segment, key, entry)
+                return self.on_time_wait_segment(now, arrival, segment, key, entry);
             }
-            None => self.on_unknown(now, iface, segment, key, None),
+            None => match self.pass_on(now, segment, &key, arrival.forwarded) {
+                Some(verdict) => return verdict,
+                None => self.on_unknown(now, iface, segment, key, None),
+            },
         }
+        Verdict::Taken
     }
 
     /// Fires every timer that is due.
@@ -280,7 +305,7 @@ impl Engine {
         self.expired = expired;
         self.announce_neighbors(now);
         while let Some(key) = self.time_wait.pop_expired(now) {
-            self.flows.remove(&key);
+            self.forget_flow(&key);
         }
     }
 
@@ -497,7 +522,7 @@ impl Engine {
             self.tokens.remove(&connection.token);
             connection.token = 0;
         }
-        while let Some(retired) = connection.retired.pop() {
+        while let Some(retired) = self.connections[index].retired.pop() {
             let key = FlowKey::new(retired.local, retired.remote);
             if retired.failed && connection.end.is_none() && connection.mode == Mode::Mptcp {
                 let mut subflows = connection.subflows.iter();
@@ -506,19 +531,20 @@ impl Engine {
                 self.metrics.add_addr_again += u64::from(missed);
             }
             match retired.time_wait {
-                None => self.flows.remove(&key),
+                None => self.forget_flow(&key),
                 Some(state) => {
                     self.metrics.time_wait_entered += 1;
                     let (entry, evicted) = self.time_wait.insert(now, key, state);
                     self.flows.insert(key, FlowEntry::TimeWait(entry));
                     if let Some(evicted) = evicted {
                         self.metrics.time_wait_overflow += 1;
-                        self.flows.remove(&evicted);
+                        self.forget_flow(&evicted);
                     }
                 }
             }
         }
         // What was acknowledged is the app's, even after the last subflow is gone.
+        let connection = &mut self.connections[index];
         let unread = connection.end == Some(End::Finished)
             && connection.app_opened
             && !connection.app_closed

@@ -84,6 +84,9 @@ impl Engine {
             self.metrics.listen_overflows += 1;
             return;
         }
+        if !self.steer_flow(key) {
+            return;
+        }
         let config = &self.services[service].config;
         let offer = Offer::of_syn(segment, config.ecn);
         let mut iss = self.initial_sequence(now, segment, last_used);

@@ -5,7 +5,7 @@ use super::Engine;
 use super::flow::{FlowEntry, FlowKey};
 use crate::mptcp::connection::TimeWaitState;
 use crate::mptcp::subflow::INVALID_ANSWER_INTERVAL;
-use crate::port::IfaceId;
+use crate::steering::{Arrival, Verdict};
 use crate::time::{Duration, Instant};
 use crate::wire::frame::Segment;
 use crate::wire::tcp::{TcpFlags, TcpOptions};
@@ -136,44 +136,49 @@ impl Engine {
     pub(super) fn on_time_wait_segment(
         &mut self,
         now: Instant,
-        iface: IfaceId,
+        arrival: Arrival,
         segment: &Segment<'_>,
         key: FlowKey,
         entry: u32,
-    ) {
+    ) -> Verdict {
+        let iface = arrival.iface;
         debug_assert_eq!(self.flows.lookup(&key), Some(FlowEntry::TimeWait(entry)));
         let Some(state) = self.time_wait.entries.get(entry as usize).map(|e| e.state) else {
-            return;
+            return Verdict::Taken;
         };
         let theirs = &segment.tcp;
         let flags = theirs.flags;
         if flags.contains(TcpFlags::RST) {
-            return;
+            return Verdict::Taken;
         }
         if flags.contains(TcpFlags::SYN) && !flags.contains(TcpFlags::ACK) {
             if state.yields_to(segment) {
                 self.metrics.time_wait_recycled += 1;
                 self.time_wait.remove(entry);
-                self.flows.remove(&key);
-                // RFC 9293 §3.6.1, MAY-2: above all that the connection before has used.
-                self.on_unknown(now, iface, segment, key, Some(state.snd_nxt));
-                return;
+                self.forget_flow(&key);
+                // The new one may be another worker's.
+                let verdict = self.pass_on(now, segment, &key, arrival.forwarded);
+                if verdict.is_none() {
+                    // RFC 9293 §3.6.1, MAY-2: above all that the connection before has used.
+                    self.on_unknown(now, iface, segment, key, Some(state.snd_nxt));
+                }
+                return verdict.unwrap_or(Verdict::Taken);
             }
         } else if !flags.contains(TcpFlags::ACK) {
             // RFC 9293 §3.10.7.4, fifth check.
-            return;
+            return Verdict::Taken;
         } else if theirs.seq == state.rcv_nxt && segment.segment_len() == 0 {
             // In step and with nothing in it: an answer would only draw another.
-            return;
+            return Verdict::Taken;
         } else if state.ts.is_some() && theirs.options.timestamps.is_none() {
             // RFC 7323 §3.2: once negotiated, every segment carries it.
             self.metrics.drop_no_timestamp += 1;
-            return;
+            return Verdict::Taken;
         }
         let asks_again = segment.segment_len() > 0 && !flags.contains(TcpFlags::SYN);
         if !asks_again && !self.time_wait.may_answer(now, entry) {
             self.metrics.ack_skipped_time_wait += 1;
-            return;
+            return Verdict::Taken;
         }
         if flags.contains(TcpFlags::FIN) {
             // RFC 9293 §3.10.7.4, eighth check: a FIN again: our ACK was lost, and the time starts
@@ -186,6 +191,7 @@ impl Engine {
         };
         let (seq, ack) = (state.snd_nxt, state.rcv_nxt);
         self.reply(iface, segment, seq, ack, TcpFlags::ACK, options);
+        Verdict::Taken
     }
 }
 
@@ -209,6 +215,7 @@ impl TimeWaitState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::port::IfaceId;
     use crate::seq::TcpSeq;
     use crate::wire::frame::Link;
     use std::net::{Ipv4Addr, SocketAddr};

@@ -3,6 +3,7 @@
 //! and losing one show here too.
 
 use super::{FrameAccounts, IfaceId, Port};
+use crate::steering::{Arrival, Verdict};
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 
@@ -50,6 +51,8 @@ pub struct MemoryCounters {
     pub rx_dropped: u64,
     /// Calls of [`Port::transmit`] that found the queue full or the stock empty.
     pub tx_refused: u64,
+    /// Frames for other workers, of which there are none here.
+    pub mesh_drops: u64,
 }
 
 #[derive(Debug, Default)]
@@ -116,14 +119,16 @@ impl MemoryPort {
 }
 
 impl Port for MemoryPort {
-    fn receive(&mut self, each: &mut dyn FnMut(IfaceId, &[u8])) -> usize {
+    fn receive(&mut self, each: &mut dyn FnMut(Arrival, &[u8]) -> Verdict) -> usize {
         let mut received = 0;
         for (iface, queues) in (0..).map(IfaceId).zip(&mut self.queues) {
             for _ in 0..BATCH_FRAMES {
                 let Some(frame) = queues.arrived.pop_front() else {
                     break;
                 };
-                each(iface, &frame.memory[..frame.len]);
+                if each(iface.into(), &frame.memory[..frame.len]) != Verdict::Taken {
+                    self.counters.mesh_drops += 1;
+                }
                 self.free.push(frame.memory);
                 received += 1;
             }
@@ -170,6 +175,10 @@ impl Port for MemoryPort {
         false
     }
 
+    fn mesh_drops(&self) -> u64 {
+        self.counters.mesh_drops
+    }
+
     fn accounts(&mut self) -> FrameAccounts {
         let count = |f: fn(&Queues) -> usize| self.queues.iter().map(|q| f(q) as u64).sum();
         FrameAccounts {
@@ -207,7 +216,10 @@ mod tests {
         assert!(port.inject(IfaceId(0), b"three"));
         let mut seen = Vec::new();
         assert_eq!(
-            port.receive(&mut |iface, f| seen.push((iface.0, f.to_vec()))),
+            port.receive(&mut |arrival, f| {
+                seen.push((arrival.iface.0, f.to_vec()));
+                Verdict::Taken
+            }),
             3
         );
         assert_eq!(
@@ -260,12 +272,13 @@ mod tests {
             rx_oversized: 1,
             rx_dropped: 2,
             tx_refused: 1,
+            mesh_drops: 0,
         };
         assert_eq!(port.counters(), refused);
         assert!(port.accounts().balanced());
 
         // A writer that has nothing after all costs no frame.
-        port.receive(&mut |_, _| ());
+        port.receive(&mut |_, _| Verdict::Taken);
         assert!(port.transmit(IfaceId(0), &mut |_| 0));
         port.flush();
         assert_eq!(port.take(IfaceId(0)), None);

@@ -5,6 +5,7 @@ pub mod pcap;
 #[cfg(feature = "xsk")]
 pub mod xsk;
 
+use crate::steering::{Arrival, Verdict};
 use std::os::fd::BorrowedFd;
 
 /// An interface of this worker, counted from 0 in the order of the config.
@@ -14,9 +15,9 @@ pub struct IfaceId(pub u8);
 /// Frames in batches. A received frame lives until the closure returns and no longer: its memory
 /// goes back to the port in the same turn.
 pub trait Port {
-    /// Hands every frame that has arrived, up to one batch per interface, to `each`.
-    /// Returns how many there were.
-    fn receive(&mut self, each: &mut dyn FnMut(IfaceId, &[u8])) -> usize;
+    /// Hands every frame that has arrived, up to one batch per interface and one that other workers
+    /// passed on, to `each`, which says whether it takes it. Returns how many there were.
+    fn receive(&mut self, each: &mut dyn FnMut(Arrival, &[u8]) -> Verdict) -> usize;
 
     /// Lets `fill` write one frame to be sent on `iface` into a free transmit frame; `fill` returns
     /// the frame's length, 0 for "nothing after all". `false`: no frame is free (try again next
@@ -35,6 +36,16 @@ pub trait Port {
     /// Written frames that the kernel has not taken yet, or has taken all of: another `flush` is
     /// wanted soon.
     fn has_unsent(&self) -> bool;
+
+    /// Something has come, not from the kernel but from another worker.
+    fn has_mail(&self) -> bool {
+        false
+    }
+
+    /// Frames that were to go to another worker and were dropped, as its queue was full.
+    fn mesh_drops(&self) -> u64 {
+        0
+    }
 
     /// Where all frames are.
     fn accounts(&mut self) -> FrameAccounts;
@@ -60,6 +71,15 @@ pub struct FrameAccounts {
 }
 
 impl FrameAccounts {
+    /// Those of another port beside these.
+    pub fn add(&mut self, other: &FrameAccounts) {
+        self.free += other.free;
+        self.in_kernel += other.in_kernel;
+        self.held += other.held;
+        self.lent += other.lent;
+        self.total += other.total;
+    }
+
     pub fn balanced(&self) -> bool {
         self.free + self.in_kernel + self.held + self.lent == self.total
     }
@@ -89,12 +109,47 @@ pub struct QueueStatistics {
     pub tx_ring_empty: u64,
 }
 
+impl QueueStatistics {
+    /// Of a queue where nothing has happened.
+    pub fn none(iface: IfaceId, queue: u32) -> QueueStatistics {
+        QueueStatistics {
+            iface,
+            queue,
+            received: 0,
+            sent: 0,
+            wakeups: 0,
+            rings: RingOccupancy::default(),
+            rx_dropped: 0,
+            rx_ring_full: 0,
+            rx_invalid_descs: 0,
+            fill_ring_empty: 0,
+            tx_invalid_descs: 0,
+            tx_ring_empty: 0,
+        }
+    }
+
+    /// What another worker's socket on the same queue shows beside.
+    pub fn add(&mut self, other: &QueueStatistics) {
+        self.received += other.received;
+        self.sent += other.sent;
+        self.wakeups += other.wakeups;
+        self.rings.add(&other.rings);
+        self.rx_dropped += other.rx_dropped;
+        self.rx_ring_full += other.rx_ring_full;
+        self.rx_invalid_descs += other.rx_invalid_descs;
+        self.fill_ring_empty += other.fill_ring_empty;
+        self.tx_invalid_descs += other.tx_invalid_descs;
+        self.tx_ring_empty += other.tx_ring_empty;
+    }
+}
+
 /// Frames of one queue that are with the kernel at the moment, by where they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct RingOccupancy {
     pub fill_ring: u64,
     pub rx_ring: u64,
-    /// Between fill and RX ring: the kernel took them to receive in.
+    /// Between fill and RX ring: the kernel took them to receive in. Those in the RX rings of other
+    /// workers' sockets, too: only their workers can look there.
     pub receiving: u64,
     pub tx_ring: u64,
     pub completion_ring: u64,
@@ -103,6 +158,15 @@ pub struct RingOccupancy {
 }
 
 impl RingOccupancy {
+    fn add(&mut self, other: &RingOccupancy) {
+        self.fill_ring += other.fill_ring;
+        self.rx_ring += other.rx_ring;
+        self.receiving += other.receiving;
+        self.tx_ring += other.tx_ring;
+        self.completion_ring += other.completion_ring;
+        self.sending += other.sending;
+    }
+
     pub fn sum(&self) -> u64 {
         self.fill_ring
             + self.rx_ring

@@ -2,6 +2,7 @@
 //! (draft-ietf-opsawg-pcapng): what Wireshark, tshark and tcpdump read.
 
 use super::{IfaceId, Port};
+use crate::steering::{Arrival, Verdict};
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -55,15 +56,15 @@ impl<P: Port, W: Write, C: FnMut() -> Duration> PcapPort<P, W, C> {
 }
 
 impl<P: Port, W: Write, C: FnMut() -> Duration> Port for PcapPort<P, W, C> {
-    fn receive(&mut self, each: &mut dyn FnMut(IfaceId, &[u8])) -> usize {
+    fn receive(&mut self, each: &mut dyn FnMut(Arrival, &[u8]) -> Verdict) -> usize {
         let PcapPort {
             inner,
             capture,
             clock,
         } = self;
-        inner.receive(&mut |iface, frame| {
-            capture.frame(iface, Direction::Inbound, clock(), frame);
-            each(iface, frame);
+        inner.receive(&mut |arrival, frame| {
+            capture.frame(arrival.iface, Direction::Inbound, clock(), frame);
+            each(arrival, frame)
         })
     }
 
@@ -97,6 +98,14 @@ impl<P: Port, W: Write, C: FnMut() -> Duration> Port for PcapPort<P, W, C> {
 
     fn has_unsent(&self) -> bool {
         self.inner.has_unsent()
+    }
+
+    fn has_mail(&self) -> bool {
+        self.inner.has_mail()
+    }
+
+    fn mesh_drops(&self) -> u64 {
+        self.inner.mesh_drops()
     }
 
     fn accounts(&mut self) -> super::FrameAccounts {
@@ -329,7 +338,10 @@ mod tests {
         let mut port = PcapPort::new(memory(), Vec::new(), &["s1"], clock);
         port.inner_mut().inject(IfaceId(1), &[1; 61]);
         assert_eq!(
-            port.receive(&mut |iface, f| assert_eq!((iface.0, f.len()), (1, 61))),
+            port.receive(&mut |arrival, f| {
+                assert_eq!((arrival.iface.0, f.len()), (1, 61));
+                Verdict::Taken
+            }),
             1
         );
         send(&mut port, 0, &[2; 64]);

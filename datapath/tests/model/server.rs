@@ -10,6 +10,7 @@ use mpx_datapath::engine::{
 use mpx_datapath::metrics::Metrics;
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
+use mpx_datapath::steering::{Arrival, Verdict};
 use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::frame::Segment;
@@ -105,12 +106,13 @@ impl Server {
         self.engines().map(|e| counter(&e.metrics)).sum()
     }
 
-    pub fn on_frame(&mut self, now: Instant, iface: IfaceId, frame: &[u8]) {
+    pub fn on_frame(&mut self, now: Instant, arrival: impl Into<Arrival>, frame: &[u8]) -> Verdict {
         self.now = now;
         let home = self.home(frame);
         if let Some(engine) = self.engines_mut().nth(home) {
-            engine.on_frame(now, iface, frame);
+            engine.on_frame(now, arrival, frame);
         }
+        Verdict::Taken
     }
 
     /// The engine whose flow a frame belongs to. A SYN that joins goes to the owner of its token, any

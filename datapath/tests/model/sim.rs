@@ -399,7 +399,7 @@ impl Sim {
         let (server, now) = (&mut self.server, self.now);
         while self
             .port
-            .receive(&mut |iface, frame| server.on_frame(now, iface, frame))
+            .receive(&mut |arrival, frame| server.on_frame(now, arrival, frame))
             > 0
         {}
     }

@@ -1,0 +1,219 @@
+//! Whose a segment is that belongs to no flow of this worker, and how the others find the flows that
+//! it has: the safety net below the XDP program, and all there is where that does not steer.
+//!
+//! Whatever comes to the wrong worker is passed on once, to the worker that this names; only the one
+//! that is named answers with a RST. A map of flows that is out of date costs speed, or a subflow
+//! whose client does no timestamps, but no connection.
+
+use super::Engine;
+use super::flow::FlowKey;
+use crate::steering::{Arrival, FlowMap, MemoryFlowMap, Verdict};
+use crate::time::Instant;
+use crate::wire::frame::Segment;
+use crate::wire::icmp::PacketTooBig;
+use crate::wire::mptcp::MpJoin;
+use crate::wire::tcp::TcpFlags;
+use std::collections::{HashSet, VecDeque};
+
+/// What may wait for the other workers.
+const MESSAGES_MAX: usize = 256;
+/// Of the map that an engine has until it is given another.
+const OWN_FLOWS_MAX: usize = 65_536;
+
+/// What one worker tells all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// It quotes a flow that the sender does not have.
+    PacketTooBig(PacketTooBig),
+}
+
+/// What an engine knows of the other workers.
+pub(super) struct Mesh {
+    config: mpx_ebpf::Config,
+    worker: u32,
+    flow_map: Box<dyn FlowMap>,
+    /// Flows of ours that are in that map.
+    mapped: HashSet<FlowKey>,
+    /// Where the frame at hand came in; `None` if it was passed on.
+    queue_home: Option<u32>,
+    messages: VecDeque<Message>,
+}
+
+/// Whose a segment is.
+enum Owner {
+    Worker(u32),
+    /// There was no asking, and the answer could do harm.
+    Unknown,
+}
+
+impl Mesh {
+    pub(super) fn new(config: &super::EngineConfig) -> Mesh {
+        let steering = config.steering;
+        let flags = if steering.flow_hash_nic {
+            mpx_ebpf::FLAG_FLOW_HASH_NIC
+        } else {
+            0
+        };
+        Mesh {
+            config: mpx_ebpf::Config {
+                workers: steering.workers,
+                owner_bits: config.owner_bits,
+                owners: config.owners,
+                first_owner: config.owner - steering.worker,
+                flags,
+                hash_key: steering.hash_key,
+            },
+            worker: steering.worker,
+            flow_map: Box::new(MemoryFlowMap::new(OWN_FLOWS_MAX)),
+            mapped: HashSet::new(),
+            queue_home: None,
+            messages: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn on_arrival(&mut self, arrival: Arrival) {
+        self.queue_home = (!arrival.forwarded).then_some(arrival.queue_home);
+    }
+
+    /// The worker of an initial subflow, as far as it can be told from the frame at hand.
+    fn home(&self, key: &FlowKey) -> Option<u32> {
+        if self.config.workers == 1 {
+            Some(0)
+        } else if self.config.has(mpx_ebpf::FLAG_FLOW_HASH_NIC) {
+            self.queue_home
+        } else {
+            let hash_key = &self.config.hash_key;
+            Some(mpx_ebpf::home(&key.octets(), hash_key, self.config.workers))
+        }
+    }
+}
+
+impl Engine {
+    /// In place of a map of its own: the one that the XDP program reads.
+    pub fn set_flow_map(&mut self, flow_map: Box<dyn FlowMap>) {
+        self.mesh.flow_map = flow_map;
+    }
+
+    /// For all other workers, one at a time.
+    pub fn poll_message(&mut self) -> Option<Message> {
+        self.mesh.messages.pop_front()
+    }
+
+    /// What another worker tells.
+    pub fn on_message(&mut self, now: Instant, message: &Message) {
+        match message {
+            Message::PacketTooBig(error) => {
+                self.quench(now, error);
+            }
+        }
+    }
+
+    /// An ICMP error about no flow of ours. Which worker has the flow it may not say: the NIC alone
+    /// knows the home of an initial subflow where it hashes.
+    pub(super) fn tell_all(&mut self, message: Message) {
+        if self.mesh.config.workers == 1 {
+            return;
+        }
+        if self.mesh.messages.len() >= MESSAGES_MAX {
+            self.metrics.mesh_drops += 1;
+            return;
+        }
+        self.mesh.messages.push_back(message);
+    }
+
+    /// Lets segments of a flow find this worker, before the first of ours leaves. `false`: the map has
+    /// no room, and the flow must not come to be.
+    pub(super) fn steer_flow(&mut self, key: FlowKey) -> bool {
+        let at_home = self.mesh.home(&key) == Some(self.mesh.worker);
+        let service = self.services.iter();
+        let mut listens = service.flat_map(|s| &s.config.listen);
+        let needed = !at_home || !listens.any(|l| key.is_to(*l));
+        if !needed || self.mesh.mapped.contains(&key) {
+            return true;
+        }
+        let mesh = &mut self.mesh;
+        if !mesh.flow_map.insert(&key.octets(), mesh.worker) {
+            self.metrics.flow_map_full += 1;
+            return false;
+        }
+        mesh.mapped.insert(key);
+        true
+    }
+
+    /// A flow is over, TIME-WAIT and all.
+    pub(super) fn forget_flow(&mut self, key: &FlowKey) {
+        self.flows.remove(key);
+        let mesh = &mut self.mesh;
+        if mesh.mapped.is_empty() || !mesh.mapped.remove(key) {
+            return;
+        }
+        // A client may have used the addresses again for a connection of another worker.
+        let octets = key.octets();
+        if mesh.flow_map.lookup(&octets) == Some(mesh.worker) {
+            mesh.flow_map.remove(&octets);
+        }
+    }
+
+    /// What becomes of a segment of no flow here; `None`: it is for us to answer.
+    pub(super) fn pass_on(
+        &mut self,
+        now: Instant,
+        segment: &Segment<'_>,
+        key: &FlowKey,
+        forwarded: bool,
+    ) -> Option<Verdict> {
+        if self.mesh.config.workers == 1 {
+            return None;
+        }
+        if forwarded {
+            // Once and not twice: whoever passed it on named us.
+            let opens = segment.tcp.flags.contains(TcpFlags::SYN);
+            self.metrics.wrong_worker += u64::from(!opens);
+            return None;
+        }
+        match self.owner_of_segment(now, segment, key) {
+            Owner::Worker(worker) if worker == self.mesh.worker => None,
+            Owner::Worker(worker) => Some(Verdict::Forward(worker)),
+            Owner::Unknown => {
+                self.metrics.flow_lookups_skipped += 1;
+                Some(Verdict::Taken)
+            }
+        }
+    }
+
+    /// In the order of the XDP program: the token of a join, the timestamp echoed, the map of flows,
+    /// the home.
+    fn owner_of_segment(&mut self, now: Instant, segment: &Segment<'_>, key: &FlowKey) -> Owner {
+        let flags = segment.tcp.flags;
+        let options = &segment.tcp.options;
+        let mesh = &mut self.mesh;
+        let opens = flags.contains(TcpFlags::SYN) && !flags.contains(TcpFlags::ACK);
+        let named = if let (true, Some(MpJoin::Syn { token, .. })) = (opens, options.mptcp.join) {
+            mesh.config.worker_of_token(token)
+        } else if flags.contains(TcpFlags::ACK)
+            && !flags.contains(TcpFlags::SYN)
+            && !flags.contains(TcpFlags::RST)
+            && let Some(timestamps) = options.timestamps
+        {
+            mesh.config.worker_of_timestamp(timestamps.tsecr)
+        } else {
+            None
+        };
+        if let Some(worker) = named {
+            return Owner::Worker(worker);
+        }
+        if self.flow_lookup_limit.take(now, &mut *self.entropy) {
+            self.metrics.flow_lookups += 1;
+            let mapped = mesh.flow_map.lookup(&key.octets());
+            if let Some(worker) = mapped.filter(|&worker| worker < mesh.config.workers) {
+                return Owner::Worker(worker);
+            }
+        } else if !opens {
+            // At home it might be answered with a RST, and end a flow that another worker has.
+            return Owner::Unknown;
+        }
+        // A frame that was passed on is not asked for its home.
+        let home = mesh.home(key).unwrap_or(mesh.worker);
+        Owner::Worker(home)
+    }
+}
