@@ -86,6 +86,7 @@ pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
     answer_questions(&socket, observer)?;
     let outcome = supervise(&events, &ready.handle, drain_ms);
     lock(&xdp).detach();
+    ready.handle.send(Command::Stop);
     drop(release);
     if outcome.is_ok() && worker.join().is_err() {
         return Err("the worker panicked; see its message above and report it".into());
@@ -172,10 +173,13 @@ fn work(
             if started.send(ready).is_err() {
                 return;
             }
-            let outcome = worker
-                .run()
-                .map_err(|error| format!("the worker cannot go on ({error}); report it"));
-            let _ = wake.send(Event::WorkerEnded(outcome));
+            let drained = || {
+                let _ = wake.send(Event::WorkerEnded(Ok(())));
+            };
+            if let Err(error) = worker.run(drained) {
+                let error = format!("the worker cannot go on ({error}); report it");
+                let _ = wake.send(Event::WorkerEnded(Err(error)));
+            }
             let _ = released.recv();
             return;
         }
@@ -202,7 +206,11 @@ fn build(
         frame_size: xsk::frame_size_for(mtu.unwrap_or(u32::MAX)),
         ..XskConfig::default()
     };
-    let port = XskPort::open(&interfaces, &sizes).map_err(|error| error.to_string())?;
+    let handle = Handle::new()
+        .map_err(|error| format!("no descriptor left ({error}); raise the limit on open files"))?;
+    let ports = XskPort::open(&interfaces, &[handle.waker()], &sizes);
+    let mut ports = ports.map_err(|error| error.to_string())?;
+    let port = ports.remove(0);
     let sockets = port
         .sockets()
         .map(|(interface, queue, socket)| {
@@ -215,8 +223,7 @@ fn build(
         .collect::<std::io::Result<_>>()
         .map_err(|error| format!("no descriptor left ({error}); raise the limit on open files"))?;
     let engine = engine(config, plan, services)?;
-    let (worker, handle) = Worker::new(port, engine)
-        .map_err(|error| format!("no descriptor left ({error}); raise the limit on open files"))?;
+    let worker = Worker::new(port, engine, std::slice::from_ref(&handle), 0);
     Ok((worker, Ready { handle, sockets }))
 }
 

@@ -16,6 +16,7 @@ mod review;
 mod script;
 mod states;
 mod survival;
+mod steering;
 mod timers;
 mod transfer;
 mod v0;

@@ -9,6 +9,7 @@ use mpx_datapath::engine::{
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::{ChaChaEntropy, Entropy};
 use mpx_datapath::seq::TcpSeq;
+use mpx_datapath::steering::{Arrival, Verdict};
 use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::tcp::fast_open::FastOpen;
 use mpx_datapath::time::{Duration, Instant};
@@ -33,6 +34,8 @@ pub struct Script {
     pub window: u16,
     /// Where they come from.
     pub link: Link,
+    /// Another worker passes them on.
+    pub forwarded: bool,
 }
 
 impl Script {
@@ -85,6 +88,7 @@ impl Script {
             urgent: None,
             now,
             window: 60_000,
+            forwarded: false,
             link: Link {
                 src: [2; 6],
                 dst: [4; 6],
@@ -101,6 +105,18 @@ impl Script {
         options: TcpOptions,
         text: &[u8],
     ) {
+        self.judge(seq, ack, flags, options, text);
+    }
+
+    /// The same, and what the engine says of it.
+    pub fn judge(
+        &mut self,
+        seq: u32,
+        ack: TcpSeq,
+        flags: TcpFlags,
+        options: TcpOptions,
+        text: &[u8],
+    ) -> Verdict {
         let header = TcpHeader {
             src_port: self.client.port(),
             dst_port: SERVER.port(),
@@ -128,7 +144,11 @@ impl Script {
             text.len(),
             sum,
         );
-        self.engine.on_frame(self.now, IFACE, &frame[..len]);
+        let arrival = Arrival {
+            forwarded: self.forwarded,
+            ..IFACE.into()
+        };
+        self.engine.on_frame(self.now, arrival, &frame[..len])
     }
 
     pub fn receive(&mut self, frame: &[u8]) {

@@ -1,8 +1,10 @@
 //! The engines under test with their services on every path.
 
+use super::Rng;
 use super::apps::TestApp;
 use super::sim::{Family, SERVICE_PORT, SimConfig};
 use ipnet::IpNet;
+use mpx_datapath::crypto::Secrets;
 use mpx_datapath::engine::{
     AddressChange, AddressPolicy, Announce, Buffers, Engine, EngineConfig, EngineReport,
     InterfaceConfig, JoinPolicy, Patience, ServiceConfig,
@@ -10,17 +12,18 @@ use mpx_datapath::engine::{
 use mpx_datapath::metrics::Metrics;
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::ChaChaEntropy;
-use mpx_datapath::steering::{Arrival, Verdict};
+use mpx_datapath::steering::{Arrival, FlowMap, MemoryFlowMap, Verdict};
 use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::frame::Segment;
-use mpx_datapath::wire::icmp::PacketTooBig;
 use mpx_datapath::wire::mptcp::MpJoin;
 use mpx_datapath::wire::tcp::TcpFlags;
-use std::collections::HashMap;
+use mpx_ebpf::OWNER_BITS_DEFAULT;
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
 const MTU: usize = 1500;
+const FLOWS_MAX: usize = 100_000;
 
 /// A service beside the one that every simulation has. Its addresses are of both families.
 #[derive(Clone, Copy, Debug)]
@@ -37,28 +40,37 @@ pub struct Server {
     pub engine: Engine,
     /// The others, each an owner of its own.
     others: Vec<Engine>,
-    /// Which engine has the flow between client and server.
-    homes: HashMap<(SocketAddr, SocketAddr), usize>,
+    program: Program,
     now: Instant,
 }
 
 impl Server {
     pub fn new(config: &SimConfig, now: Instant, app: TestApp) -> Server {
         let owners = 1 + config.more_engines;
+        let program = Program::new(config);
+        let secrets = || Secrets::generate(&mut ChaChaEntropy::deterministic(config.seed));
         let mut engines = (0..owners).map(|owner| {
             let mut engine = engine_config(config);
             (engine.owner, engine.owners) = (owner as u32, owners as u32);
+            if owners > 1 {
+                engine.secrets = Some(secrets());
+                engine.steering.worker = owner as u32;
+                engine.steering.workers = owners as u32;
+                engine.steering.hash_key = program.config.hash_key;
+            }
             let app = app.at_engine(owner);
             let apps = engine.services.iter();
             let apps = apps.map(|_| Box::new(app.clone()) as Box<_>).collect();
             let seed = config.seed ^ (owner as u64) << 56;
             let entropy = Box::new(ChaChaEntropy::deterministic(seed));
-            Engine::new(engine, apps, now, entropy)
+            let mut engine = Engine::new(engine, apps, now, entropy);
+            engine.set_flow_map(Box::new(program.flows.clone()));
+            engine
         });
         Server {
             engine: engines.next().expect("there is one"),
             others: engines.collect(),
-            homes: HashMap::new(),
+            program,
             now,
         }
     }
@@ -101,45 +113,51 @@ impl Server {
         self.change(now, &change).expect("there is room")
     }
 
+    fn engine_mut(&mut self, worker: u32) -> &mut Engine {
+        let mut engines = self.engines_mut();
+        engines.nth(worker as usize).expect("there is that worker")
+    }
+
     /// One counter of all engines.
     pub fn count(&self, counter: impl Fn(&Metrics) -> u64) -> u64 {
         self.engines().map(|e| counter(&e.metrics)).sum()
     }
 
-    pub fn on_frame(&mut self, now: Instant, arrival: impl Into<Arrival>, frame: &[u8]) -> Verdict {
-        self.now = now;
-        let home = self.home(frame);
-        if let Some(engine) = self.engines_mut().nth(home) {
-            engine.on_frame(now, arrival, frame);
-        }
-        Verdict::Taken
+    /// Steering and mesh make no mistakes from now on.
+    pub fn heal(&mut self) {
+        self.program.faults = MeshFaults {
+            direct: self.program.faults.direct,
+            ..MeshFaults::default()
+        };
     }
 
-    /// The engine whose flow a frame belongs to. A SYN that joins goes to the owner of its token, any
-    /// other one by its addresses, and what follows goes to where the SYN went.
-    fn home(&mut self, frame: &[u8]) -> usize {
+    /// By way of the XDP program to a worker, and from there at most once to another one.
+    pub fn on_frame(&mut self, now: Instant, arrival: impl Into<Arrival>, frame: &[u8]) -> Verdict {
+        self.now = now;
+        let mut arrival = arrival.into();
         if self.others.is_empty() {
-            return 0;
+            let verdict = self.engine.on_frame(now, arrival, frame);
+            assert_eq!(verdict, Verdict::Taken, "there is nobody else");
+            return verdict;
         }
-        let Ok(segment) = Segment::parse(frame) else {
-            // An ICMP error goes to whom it quotes.
-            let quoted = PacketTooBig::parse(frame).ok().map(|error| error.quoted);
-            let home = quoted.and_then(|q| self.homes.get(&(q.dst, q.src)));
-            return home.copied().unwrap_or(0);
+        arrival.queue_home = self.program.any_worker();
+        let Some(worker) = self.program.worker(arrival.queue_home, frame) else {
+            return Verdict::Taken;
         };
-        let owners = 1 + self.others.len() as u32;
-        let from = SocketAddr::new(segment.src, segment.tcp.src_port);
-        let to = SocketAddr::new(segment.dst, segment.tcp.dst_port);
-        let by_address = usize::from(from.port() ^ to.port()) % owners as usize;
-        if segment.tcp.flags.contains(TcpFlags::SYN) {
-            let home = match segment.tcp.options.mptcp.join {
-                Some(MpJoin::Syn { token, .. }) => mpx_ebpf::owner_of(token, owners) as usize,
-                _ => by_address,
-            };
-            self.homes.insert((from, to), home);
+        let verdict = self.engine_mut(worker).on_frame(now, arrival, frame);
+        if let Verdict::Forward(named) = verdict
+            && !self.program.is_mesh_full()
+        {
+            assert_ne!(named, worker, "it is passed on to who passes it on");
+            arrival.forwarded = true;
+            let verdict = self.engine_mut(named).on_frame(now, arrival, frame);
+            assert_eq!(verdict, Verdict::Taken, "passed on twice");
         }
-        let home = self.homes.get(&(from, to)).copied();
-        home.unwrap_or(by_address)
+        while let Some(message) = self.engine_mut(worker).poll_message() {
+            let others = (0..).zip(self.engines_mut()).filter(|(w, _)| *w != worker);
+            others.for_each(|(_, engine)| engine.on_message(now, &message));
+        }
+        Verdict::Taken
     }
 
     pub fn on_timeout(&mut self, now: Instant) {
@@ -174,10 +192,11 @@ impl Server {
 
     /// No connection, flow or token is left, nor anything in TIME-WAIT nor an octet of memory.
     pub fn is_empty(&self) -> bool {
-        self.reports(0).all(|r| {
-            let entries = r.connections + r.half_open + r.flows + r.tokens + r.time_wait;
-            entries + r.memory.used_bytes == 0
-        })
+        self.program.flows.is_empty()
+            && self.reports(0).all(|r| {
+                let entries = r.connections + r.half_open + r.flows + r.tokens + r.time_wait;
+                entries + r.memory.used_bytes == 0
+            })
     }
 
     pub fn describe(&self) -> String {
@@ -201,6 +220,105 @@ impl Server {
     pub fn reports(&self, connections_max: usize) -> impl Iterator<Item = EngineReport> {
         self.engines()
             .map(move |e| e.report(self.now, connections_max))
+    }
+}
+
+/// What goes wrong between the frames of a server of several workers and the worker of each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MeshFaults {
+    /// The program sends frames to their workers; or else to any, which pass them on.
+    pub direct: bool,
+    /// Of a thousand frames so many go to any worker whatever,
+    pub wrong_worker_permille: u32,
+    /// so many that are passed on find the queue full,
+    pub mesh_full_permille: u32,
+    /// and so many entries of the map of flows are lost with every thousandth frame.
+    pub lost_flows_permille: u32,
+}
+
+/// The XDP program as the engines know it, for several of them.
+struct Program {
+    config: mpx_ebpf::Config,
+    services: HashSet<SocketAddr>,
+    flows: MemoryFlowMap,
+    faults: MeshFaults,
+    rng: Rng,
+}
+
+impl Program {
+    fn new(config: &SimConfig) -> Program {
+        let workers = 1 + config.more_engines as u32;
+        let services = engine_config(config).services;
+        Program {
+            config: mpx_ebpf::Config {
+                workers,
+                owner_bits: OWNER_BITS_DEFAULT,
+                owners: workers,
+                first_owner: 0,
+                flags: 0,
+                hash_key: [config.seed, 7],
+            },
+            services: services.into_iter().flat_map(|s| s.listen).collect(),
+            flows: MemoryFlowMap::new(FLOWS_MAX),
+            faults: config.mesh,
+            rng: Rng(config.seed ^ 0x6d65_7368_0000_0000),
+        }
+    }
+
+    /// A queue is no function of the flow.
+    fn any_worker(&mut self) -> u32 {
+        self.rng.below(self.config.workers as usize) as u32
+    }
+
+    fn is_mesh_full(&mut self) -> bool {
+        self.rng.permille(self.faults.mesh_full_permille)
+    }
+
+    /// Whose socket a frame goes to; `None` is the kernel.
+    fn worker(&mut self, queue_home: u32, frame: &[u8]) -> Option<u32> {
+        let faults = self.faults;
+        if faults.lost_flows_permille > 0 && self.rng.permille(1) {
+            let rng = &mut self.rng;
+            self.flows
+                .retain(|_| !rng.permille(faults.lost_flows_permille));
+        }
+        // Errors are for whoever has the flow that they quote.
+        let Ok(segment) = Segment::parse(frame) else {
+            return Some(queue_home);
+        };
+        let from = SocketAddr::new(segment.src, segment.tcp.src_port);
+        let to = SocketAddr::new(segment.dst, segment.tcp.dst_port);
+        let key = mpx_ebpf::flow_key_of(from, to);
+        let mapped = self.flows.lookup(&key);
+        let named = self.named(&segment, to, mapped)?;
+        if !faults.direct || self.rng.permille(faults.wrong_worker_permille) {
+            return Some(queue_home);
+        }
+        let home = || mpx_ebpf::home(&key, &self.config.hash_key, self.config.workers);
+        Some(named.or(mapped).unwrap_or_else(home))
+    }
+
+    /// Whom token or timestamp of a segment name; `None` of all: it is the kernel's.
+    fn named(
+        &self,
+        segment: &Segment<'_>,
+        to: SocketAddr,
+        mapped: Option<u32>,
+    ) -> Option<Option<u32>> {
+        let (flags, options) = (segment.tcp.flags, &segment.tcp.options);
+        let syn = flags.contains(TcpFlags::SYN);
+        if let Some(MpJoin::Syn { token, .. }) = options.mptcp.join
+            && syn
+            && !flags.contains(TcpFlags::ACK)
+        {
+            return Some(self.config.worker_of_token(token));
+        }
+        if !self.services.contains(&to) {
+            return mapped.map(Some);
+        }
+        let names = flags.contains(TcpFlags::ACK) && !syn && !flags.contains(TcpFlags::RST);
+        let timestamps = options.timestamps.filter(|_| names);
+        Some(timestamps.and_then(|ts| self.config.worker_of_timestamp(ts.tsecr)))
     }
 }
 

@@ -8,7 +8,7 @@ use super::apps::{Behaviour, TestApp};
 use super::client::{Client, ClientConfig};
 use super::middlebox::Middleboxes;
 use super::net::{Arrival, Net, Path, Sender, Side};
-use super::server::{Server, ServiceSetup};
+use super::server::{MeshFaults, Server, ServiceSetup};
 use super::subflow::Again;
 use super::trace::{self, Tracer};
 use mpx_datapath::engine::{AddressPolicy, Patience, Versions};
@@ -79,6 +79,8 @@ pub struct SimConfig {
     pub more_engines: usize,
     /// Of Multipath TCP that all services speak.
     pub versions: Versions,
+    /// Between them.
+    pub mesh: MeshFaults,
     /// Flag A of the server's MP_CAPABLE.
     pub checksum: bool,
     /// Of the server.
@@ -120,6 +122,10 @@ impl SimConfig {
             addresses: AddressPolicy::default(),
             more_engines: 0,
             versions: Versions::default(),
+            mesh: MeshFaults {
+                direct: true,
+                ..MeshFaults::default()
+            },
             checksum: false,
             congestion: Algorithm::default(),
             ecn: true,

@@ -146,6 +146,7 @@ impl Runner<'_> {
         for (path, base) in self.sim.net.paths.iter_mut().zip(&self.scenario.sim.paths) {
             *path = healed(base);
         }
+        self.sim.server.heal();
         self.sim.app.read_all();
         let began = self.sim.now;
         let mut tick = 0;

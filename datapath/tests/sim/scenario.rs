@@ -5,7 +5,7 @@ use crate::model::apps::Behaviour;
 use crate::model::client::{AckPolicy, ClientConfig, Quirks};
 use crate::model::middlebox::{Meddling, SynOption};
 use crate::model::net::{Path, Side};
-use crate::model::server::ServiceSetup;
+use crate::model::server::{MeshFaults, ServiceSetup};
 use crate::model::sim::{Family, SERVICE_PORT, SimConfig};
 use crate::model::subflow::Again;
 use ipnet::IpNet;
@@ -26,7 +26,7 @@ const MEMORY_MIN_BYTES: usize = 100_000;
 
 /// Draws of a seed, laid over each other. Each layer has a stream of its own: what is added in a new
 /// one leaves to every seed what it drew before.
-pub const LAYERS: u64 = 10;
+pub const LAYERS: u64 = 11;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -166,6 +166,9 @@ impl Scenario {
         }
         if layers > 9 {
             Draw::new(seed, 9).blackouts(&mut scenario);
+        }
+        if layers > 10 {
+            Draw::new(seed, 10).workers(&mut scenario);
         }
         scenario
     }
@@ -738,6 +741,28 @@ impl Draw {
                 });
             }
             plan.blackouts.sort_by_key(|b| b.at);
+        }
+    }
+
+    /// Several workers, and what goes wrong between them.
+    fn workers(&mut self, scenario: &mut Scenario) {
+        if !self.one_in(2) {
+            return;
+        }
+        let sim = &mut scenario.sim;
+        sim.more_engines = 1 + self.below(3);
+        sim.mesh = MeshFaults {
+            direct: self.one_in(2),
+            ..MeshFaults::default()
+        };
+        if self.one_in(2) {
+            sim.mesh.wrong_worker_permille = self.magnitude(300) as u32;
+        }
+        if self.one_in(2) {
+            sim.mesh.mesh_full_permille = self.magnitude(300) as u32;
+        }
+        if self.one_in(3) {
+            sim.mesh.lost_flows_permille = self.magnitude(1000) as u32;
         }
     }
 

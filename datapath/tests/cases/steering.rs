@@ -1,0 +1,135 @@
+//! Workers side by side: whose a segment is, and what the one that it comes to does with it.
+
+use super::script::{CLIENT, SERVER, Script};
+use mpx_datapath::app::builtin::Discard;
+use mpx_datapath::engine::Patience;
+use mpx_datapath::seq::TcpSeq;
+use mpx_datapath::steering::{FlowMap, MemoryFlowMap, Verdict};
+use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
+use mpx_ebpf::{FlowKey, flow_key_of, home};
+use std::net::SocketAddr;
+
+const HASH_KEY: [u64; 2] = [3, 4];
+const ACK: TcpFlags = TcpFlags::ACK;
+
+/// The first of three workers, numbers 6 to 8 of nine owners.
+fn worker(lookups_per_second: u32, flows: &MemoryFlowMap) -> Script {
+    let mut script = Script::configured(Box::new(Discard), Patience::default(), |config| {
+        (config.owner, config.owners) = (6, 9);
+        config.steering.workers = 3;
+        config.steering.hash_key = HASH_KEY;
+        config.steering.flow_lookups_per_second_max = lookups_per_second;
+    });
+    script.engine.set_flow_map(Box::new(flows.clone()));
+    script
+}
+
+fn key(client: SocketAddr) -> FlowKey {
+    flow_key_of(client, SERVER)
+}
+
+/// A client whose home is that worker.
+fn client_of(worker: u32) -> SocketAddr {
+    let ports = (1024..=u16::MAX).map(|port| SocketAddr::new(CLIENT.ip(), port));
+    let mut at_home = ports.filter(|client| home(&key(*client), &HASH_KEY, 3) == worker);
+    at_home.next().expect("there are thousands")
+}
+
+fn echoing(tsecr: u32) -> TcpOptions {
+    TcpOptions {
+        timestamps: Some(Timestamps { tsval: 1, tsecr }),
+        ..TcpOptions::default()
+    }
+}
+
+/// The only one.
+fn answer(script: &mut Script) -> Option<TcpHeader> {
+    let mut answers = script.answers();
+    assert!(answers.len() <= 1, "{answers:?}");
+    answers.pop().map(|(header, _)| header)
+}
+
+/// The verdict on a segment, and whether it is answered with a RST.
+fn judge(script: &mut Script, flags: TcpFlags, options: TcpOptions) -> (Verdict, bool) {
+    let verdict = script.judge(100, TcpSeq(200), flags, options, &[]);
+    let answer = answer(script);
+    (
+        verdict,
+        answer.is_some_and(|a| a.flags.contains(TcpFlags::RST)),
+    )
+}
+
+#[test]
+fn only_the_worker_that_a_segment_names_answers() {
+    let flows = MemoryFlowMap::new(8);
+    let mut script = worker(1000, &flows);
+    let plain = TcpOptions::default();
+
+    // The timestamp decides, wherever the home is.
+    script.client = client_of(1);
+    assert_eq!(
+        judge(&mut script, ACK, echoing(0x106)),
+        (Verdict::Taken, true)
+    );
+    assert_eq!(
+        judge(&mut script, ACK, echoing(0x108)),
+        (Verdict::Forward(2), false)
+    );
+    // That of another server does not, nor does one of a segment that a stranger may have sent.
+    assert_eq!(
+        judge(&mut script, ACK, echoing(0x105)),
+        (Verdict::Forward(1), false)
+    );
+    let rst = TcpFlags::RST | ACK;
+    assert_eq!(
+        judge(&mut script, rst, echoing(0x108)),
+        (Verdict::Forward(1), false)
+    );
+
+    // Then the map, and then the home.
+    assert_eq!(judge(&mut script, ACK, plain), (Verdict::Forward(1), false));
+    flows.clone().insert(&key(script.client), 2);
+    assert_eq!(judge(&mut script, ACK, plain), (Verdict::Forward(2), false));
+    flows.clone().insert(&key(script.client), 0);
+    assert_eq!(judge(&mut script, ACK, plain), (Verdict::Taken, true));
+    flows.clone().remove(&key(script.client));
+    script.client = client_of(0);
+    assert_eq!(judge(&mut script, ACK, plain), (Verdict::Taken, true));
+    assert_eq!(script.engine.metrics.mesh_forwards, 5);
+    assert_eq!(script.engine.metrics.resets_sent, 3);
+}
+
+#[test]
+fn what_was_passed_on_stays() {
+    let mut script = worker(1000, &MemoryFlowMap::new(8));
+    script.client = client_of(1);
+    script.forwarded = true;
+    let verdict = judge(&mut script, ACK, echoing(0x108));
+    assert_eq!(verdict, (Verdict::Taken, true));
+    assert_eq!(script.engine.metrics.wrong_worker, 1);
+    // A SYN is nothing that anybody would know.
+    let verdict = script.judge(100, TcpSeq(0), TcpFlags::SYN, TcpOptions::default(), &[]);
+    assert_eq!(verdict, Verdict::Taken);
+    let answer = answer(&mut script).expect("a SYN/ACK");
+    assert_eq!(answer.flags, TcpFlags::SYN | ACK);
+    assert_eq!(script.engine.metrics.wrong_worker, 1);
+    assert_eq!(script.engine.metrics.mesh_received, 2);
+}
+
+/// A segment that may be of a flow of another worker must not draw a RST because nobody was asked.
+#[test]
+fn beyond_the_lookups_of_a_second_a_segment_is_dropped_and_a_syn_goes_home() {
+    let flows = MemoryFlowMap::new(8);
+    let mut script = worker(1, &flows);
+    script.client = client_of(0);
+    let plain = TcpOptions::default();
+    assert_eq!(judge(&mut script, ACK, plain), (Verdict::Taken, true));
+    assert_eq!(judge(&mut script, ACK, plain), (Verdict::Taken, false));
+    assert_eq!(script.engine.metrics.flow_lookups_skipped, 1);
+    let syn = script.judge(1, TcpSeq(0), TcpFlags::SYN, plain, &[]);
+    assert_eq!((syn, answer(&mut script).is_some()), (Verdict::Taken, true));
+    script.client = client_of(2);
+    let syn = script.judge(1, TcpSeq(0), TcpFlags::SYN, plain, &[]);
+    assert_eq!(syn, Verdict::Forward(2));
+    assert_eq!(script.engine.metrics.flow_lookups, 1);
+}
