@@ -35,6 +35,20 @@ pub(crate) struct Status {
     pub(crate) counters: Counters,
     pub(crate) xdp: Counters,
     pub(crate) apps: Vec<AppStatus>,
+    pub(crate) workers: Vec<WorkerStatus>,
+}
+
+/// A worker beside the others.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct WorkerStatus {
+    pub(crate) core: Option<usize>,
+    pub(crate) connections: usize,
+    /// Frames that it took in and sent.
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+    /// Frames that it passed on to another worker, and of those received what was passed on to it.
+    pub(crate) mesh_forwards: u64,
+    pub(crate) mesh_received: u64,
 }
 
 /// The AF_XDP sockets of one queue.
@@ -413,6 +427,7 @@ fn readable(status: &Value) -> String {
     let frames = ["free", "in_kernel", "held", "lent", "total"];
     let frame = |key| (key, status["frames"][key].as_u64().unwrap_or(0));
     rows(&mut text, "frames", frames.map(frame));
+    workers(&mut text, status["workers"].as_array());
     queues(&mut text, status["queues"].as_array());
     if let Some(fallbacks) = status["fallbacks"].as_array().filter(|f| !f.is_empty()) {
         let figure = |f: &Value| {
@@ -459,6 +474,29 @@ fn rows<'a>(text: &mut String, title: &str, rows: impl IntoIterator<Item = (&'a 
     }
     if empty {
         let _ = writeln!(text, "  all zero");
+    }
+}
+
+fn workers(text: &mut String, workers: Option<&Vec<Value>>) {
+    const FIGURES: [&str; 5] = [
+        "connections",
+        "received",
+        "sent",
+        "mesh_forwards",
+        "mesh_received",
+    ];
+    let _ = write!(text, "\n{:<6} {:>5}", "worker", "core");
+    for name in FIGURES {
+        let _ = write!(text, " {name:>14}");
+    }
+    text.push('\n');
+    for (index, worker) in workers.into_iter().flatten().enumerate() {
+        let core = worker["core"].as_u64().map(|core| core.to_string());
+        let _ = write!(text, "{index:<6} {:>5}", core.unwrap_or("any".to_owned()));
+        for name in FIGURES {
+            let _ = write!(text, " {:>14}", worker[name].as_u64().unwrap_or(0));
+        }
+        text.push('\n');
     }
 }
 
@@ -563,6 +601,14 @@ mod tests {
                 kind: "proxy",
                 counters: [("ProxyConnects", 2)].into(),
             }],
+            workers: vec![WorkerStatus {
+                core: Some(3),
+                connections: 1,
+                received: 17,
+                sent: 18,
+                mesh_forwards: 5,
+                mesh_received: 4,
+            }],
         }
     }
 
@@ -636,6 +682,7 @@ mod tests {
                 "tokens",
                 "uptime_ms",
                 "version",
+                "workers",
                 "xdp"
             ]
         );
@@ -666,6 +713,9 @@ mod tests {
         let line = text.lines().find(|line| line.starts_with("s1 ")).unwrap();
         let words: Vec<_> = line.split_whitespace().collect();
         assert_eq!(words, ["s1", "3", "17", "18", "2", "rx_ring_full=5"]);
+        let line = text.lines().find(|line| line.starts_with("0 ")).unwrap();
+        let words: Vec<_> = line.split_whitespace().collect();
+        assert_eq!(words, ["0", "3", "1", "17", "18", "5", "4"]);
     }
 
     #[test]

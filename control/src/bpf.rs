@@ -4,7 +4,11 @@
 //! slot without a socket is dropped. The program hangs on `bpf_link`s that this process holds, so
 //! however the process ends, the kernel detaches the program.
 
-use std::{collections::BTreeSet, error, fmt, io, os::fd::AsRawFd};
+use std::{
+    collections::BTreeSet,
+    error, fmt, io,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use aya::{
     EbpfError, EbpfLoader,
@@ -12,13 +16,15 @@ use aya::{
     programs::{ProgramError, Xdp, XdpMode, links::FdLink, xdp::XdpError},
 };
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_XSKMAP;
+use mpx_datapath::steering::FlowMap;
 use mpx_ebpf::{
-    Config, ConfigWords, ENTRY_KERNEL, ENTRY_SERVICE, INTERFACES_MAX, MAP_CONFIG, MAP_COUNTERS,
-    MAP_SERVICES, MAP_XSKS, PROGRAM, SERVICES_MAX, SLOTS_MAX, ServiceKey, Verdict, service_key_of,
-    slot,
+    Config, ConfigWords, ENTRY_KERNEL, ENTRY_SERVICE, FlowKey, INTERFACES_MAX, MAP_CONFIG,
+    MAP_COUNTERS, MAP_FLOWS, MAP_SERVICES, MAP_XSKS, PROGRAM, SERVICES_MAX, SLOTS_MAX, ServiceKey,
+    Verdict, service_key_of, slot,
 };
 use rustix::io::Errno;
 
+use crate::config::Generic;
 use crate::entries::Entries;
 use crate::kernel_joins::Listener;
 use crate::nic;
@@ -130,16 +136,37 @@ impl XdpProgram {
         Ok(target.sockets.set(slot(queue, workers, owner), socket, 0)?)
     }
 
-    /// Attaches the program to every interface, in the driver. Where one fails, those before it are
-    /// detached again.
-    pub(crate) fn attach(&mut self) -> Result<(), BpfError> {
+    /// Attaches the program to every interface, in the driver if `generic` does not say otherwise.
+    /// Where one fails, those before it are detached again.
+    pub(crate) fn attach(&mut self, generic: Generic) -> Result<(), BpfError> {
         let xdp: &mut Xdp = program(&mut self.ebpf)?;
         let mut links = Vec::with_capacity(self.interfaces.len());
         for Attachable { interface, .. } in &self.interfaces {
-            let link = xdp
-                .attach_to_if_index(interface.index, XdpMode::Driver)
-                .and_then(|id| xdp.take_link(id))
-                .map_err(|error| BpfError::attach(&interface.name, error))?;
+            let mut attach = |mode| {
+                let id = xdp.attach_to_if_index(interface.index, mode);
+                let link = id.and_then(|id| xdp.take_link(id));
+                link.map_err(|error| BpfError::attach(&interface.name, error))
+            };
+            let native = match generic {
+                Generic::Always => None,
+                Generic::Never | Generic::Allow => Some(attach(XdpMode::Driver)),
+            };
+            let link = match native {
+                Some(Err(error)) if generic == Generic::Allow && error.is_unsupported() => None,
+                Some(attached) => Some(attached?),
+                None => None,
+            };
+            let link = match link {
+                Some(link) => link,
+                None => {
+                    tracing::warn!(
+                        "{}: generic XDP, behind the driver: every frame is copied into a kernel \
+                         buffer first, and many drivers say queue 0 of all of them",
+                        interface.name
+                    );
+                    attach(XdpMode::Skb)?
+                }
+            };
             // A link over netlink would outlive a crash; dropping it here detaches it.
             let link = FdLink::try_from(link).map_err(|_| {
                 BpfError::Load(
@@ -189,6 +216,18 @@ impl XdpProgram {
         self.links.clear();
     }
 
+    /// The map of flows, in a handle of its own for a worker.
+    pub(crate) fn flow_map(&self) -> Result<BpfFlowMap, BpfError> {
+        let Some(Map::HashMap(data)) = self.ebpf.map(MAP_FLOWS) else {
+            return Err(mismatch());
+        };
+        let fd = data.fd().as_fd().try_clone_to_owned();
+        let fd =
+            fd.map_err(|error| BpfError::Load(format!("a map of the XDP program: {error}")))?;
+        let map = Map::HashMap(MapData::from_fd(fd)?);
+        Ok(BpfFlowMap(HashMap::try_from(map)?))
+    }
+
     /// Frames per verdict, summed over the CPUs.
     pub(crate) fn counters(&self) -> Result<Vec<(&'static str, u64)>, BpfError> {
         let map = self.ebpf.map(MAP_COUNTERS).ok_or_else(mismatch)?;
@@ -198,6 +237,25 @@ impl XdpProgram {
             Ok((verdict.name(), per_cpu.iter().sum()))
         };
         Verdict::ALL.iter().map(sum).collect()
+    }
+}
+
+/// The map of flows that the program reads. What the kernel refuses shows as an entry that is not
+/// there, and the counters of the engine show that.
+pub(crate) struct BpfFlowMap(HashMap<MapData, FlowKey, u32>);
+
+impl FlowMap for BpfFlowMap {
+    fn insert(&mut self, key: &FlowKey, worker: u32) -> bool {
+        self.0.insert(key, worker, 0).is_ok()
+    }
+
+    fn remove(&mut self, key: &FlowKey) {
+        // It may be gone already.
+        let _ = self.0.remove(key);
+    }
+
+    fn lookup(&mut self, key: &FlowKey) -> Option<u32> {
+        self.0.get(key, 0).ok()
     }
 }
 
@@ -334,6 +392,13 @@ impl BpfError {
     }
 }
 
+impl BpfError {
+    /// The driver has no native XDP.
+    fn is_unsupported(&self) -> bool {
+        matches!(self, Self::Attach { source, .. } if is(source, Errno::OPNOTSUPP))
+    }
+}
+
 impl From<MapError> for BpfError {
     fn from(error: MapError) -> Self {
         let denied = match &error {
@@ -373,7 +438,11 @@ impl fmt::Display for BpfError {
             Self::Attach { interface, source } => {
                 write!(f, "cannot attach the XDP program to {interface}: ")?;
                 if is(source, Errno::OPNOTSUPP) {
-                    write!(f, "its driver has no native XDP; use an interface that has")
+                    write!(
+                        f,
+                        "its driver has no native XDP; use an interface that has, or set generic = \
+                         \"allow\""
+                    )
                 } else if is(source, Errno::RANGE) {
                     write!(
                         f,
@@ -424,7 +493,7 @@ fn chain(error: &dyn error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mpx_ebpf::{ENTRY_JOINS, FLAG_DIRECT, FLOWS_MAX, FlowKey, MAP_FLOWS, service_key};
+    use mpx_ebpf::{ENTRY_JOINS, FLAG_DIRECT, FLOWS_MAX, service_key};
 
     fn config() -> LoadConfig {
         LoadConfig {

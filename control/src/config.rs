@@ -3,6 +3,9 @@
 
 mod joins;
 mod mptcp;
+mod workers;
+
+pub(crate) use workers::{FlowHash, Generic, Steering, Workers};
 
 use ipnet::IpNet;
 use mptcp::RawMptcp;
@@ -35,6 +38,7 @@ pub(crate) struct Config {
     pub(crate) time_wait: Duration,
     pub(crate) limits: Limits,
     pub(crate) server: Server,
+    pub(crate) workers: Workers,
 }
 
 /// `[[interface]]`
@@ -252,6 +256,11 @@ struct RawConfig {
     #[serde(default)]
     limits: RawLimits,
     server: Option<RawServer>,
+    workers: Option<Spanned<u64>>,
+    cores: Option<Spanned<Vec<Spanned<u64>>>>,
+    steering: Option<Spanned<String>>,
+    flow_hash: Option<Spanned<String>>,
+    generic: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -374,6 +383,11 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("time_wait_ms", "time_wait_ms = 60000"),
     ("limits", "[limits]"),
     ("server", "server = { id = 0, of = 1 }"),
+    ("workers", "workers = 2"),
+    ("cores", "cores = [2, 3]"),
+    ("steering", "steering = \"direct\" or \"mesh\""),
+    ("flow_hash", "flow_hash = \"xdp\" or \"nic\""),
+    ("generic", "generic = \"never\", \"allow\" or \"always\""),
     ("id", "server = { id = 0, of = 1 }"),
     ("of", "server = { id = 0, of = 1 }"),
     ("name", "name = \"web\""),
@@ -508,6 +522,7 @@ impl Source<'_> {
             )?,
             limits: self.limits(&raw.limits)?,
             server: self.server(raw.server.as_ref())?,
+            workers: self.workers(&raw)?,
         };
         self.refuse_shared_names(&raw)?;
         self.refuse_shared_addresses(&config.services)?;

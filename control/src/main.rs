@@ -13,6 +13,8 @@ mod net;
 mod netlink;
 mod nic;
 mod nstat;
+mod observer;
+mod placement;
 mod preflight;
 mod proxy;
 mod supervisor;

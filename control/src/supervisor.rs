@@ -1,38 +1,35 @@
-//! `mpxd run`: starts the worker, attaches the program, and sees both to their end.
+//! `mpxd run`: starts the workers, attaches the program, and sees all to their end.
 
-use crate::admin::{self, AppStatus, ControlSocket, Figures, QueueStatus, Status};
+use crate::admin::{self, ControlSocket};
 use crate::announce;
-use crate::bpf::{LoadConfig, XdpInterface, XdpProgram};
-use crate::config::{AppConfig, Config, Limits, Service};
+use crate::bpf::{BpfFlowMap, LoadConfig, XdpInterface, XdpProgram};
+use crate::config::{self, AppConfig, Config, FlowHash, Limits, Service};
 use crate::entries::Entries;
 use crate::kernel_joins;
 use crate::nic;
+use crate::observer::Observer;
+use crate::placement::{self, Placement};
 use crate::preflight::Plan;
 use crate::proxy::{Proxy, ProxyCounters};
 use mpx_datapath::app::App;
 use mpx_datapath::app::builtin::{Discard, Echo, Source};
-use mpx_datapath::engine::{
-    AddressChange, AddressStep, Buffers, ConnectionPage, Engine, EngineConfig, InterfaceConfig,
-    ServiceConfig,
-};
-use mpx_datapath::port::QueueStatistics;
+use mpx_datapath::crypto::Secrets;
+use mpx_datapath::engine::{Buffers, Engine, EngineConfig, InterfaceConfig, ServiceConfig};
 use mpx_datapath::port::xsk::{self, XskConfig, XskInterface, XskPort};
-use mpx_datapath::rand::ChaChaEntropy;
-use mpx_datapath::worker::{Command, Handle, Snapshot, Worker, clock};
-use mpx_ebpf::{FLAG_DIRECT, FLAG_DROP_INVALID_JOINS, OWNER_BITS_DEFAULT};
+use mpx_datapath::rand::{ChaChaEntropy, Entropy};
+use mpx_datapath::steering::Steering;
+use mpx_datapath::worker::{Command, Handle, Worker, clock};
+use mpx_ebpf::{FLAG_DIRECT, FLAG_DROP_INVALID_JOINS, FLAG_FLOW_HASH_NIC, OWNER_BITS_DEFAULT};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsRawFd;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// One for now; the layout of slots, tokens and timestamps is that of many.
-const WORKERS: u32 = 1;
-
-/// How long the worker may take to answer a question of the control socket.
-const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a worker may take to read its inbox.
+const INBOX_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Serves until a signal, then drains.
 ///
@@ -40,80 +37,122 @@ const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 /// One line for the user. Nothing stays attached in any case.
 pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
     raise_descriptor_limit(&config);
+    let placement = Placement::new(&config, &plan.nics)?;
     let socket = ControlSocket::bind(&config.control_socket)?;
     let (wake, events) = mpsc::channel();
     forward_signals(wake.clone())?;
-
-    let mut xdp =
-        XdpProgram::load(&load_config(&config, &plan)).map_err(|error| error.to_string())?;
-    let services: Vec<_> = config.services.iter().map(Counted::new).collect();
-    let apps = services.clone();
-    let drain_ms = config.drain_timeout.as_millis() as u64;
-    let summary = plan.summary(&config);
-    let interfaces: Vec<_> = plan.nics.iter().map(|nic| nic.name.clone()).collect();
-    watch_links(&plan)?;
-    let _groups = announce::join_groups(&config, &plan)?;
+    let team = Arc::new(Team::new(config, plan, placement)?);
+    let (config, plan) = (&team.config, &team.plan);
+    let mut xdp = XdpProgram::load(&load_config(&team)).map_err(|error| error.to_string())?;
+    watch_links(plan)?;
+    let _groups = announce::join_groups(config, plan)?;
     leave_kernel_joins(&mut xdp, true);
 
-    // The worker keeps its sockets until this end is dropped: first the program is detached.
-    let (release, released) = mpsc::channel::<()>();
-    let (started, start) = mpsc::channel();
-    let worker = thread::Builder::new()
-        .name("worker-0".into())
-        .spawn(move || work(&config, &plan, services, &started, &wake, &released))
-        .map_err(|error| format!("cannot start a thread ({error}); raise the limit on tasks"))?;
-    let ready = match start.recv() {
-        Ok(ready) => ready,
-        // It ended before it was ready and says why.
-        Err(_) => return Err(reason(&events)),
-    };
-    for (interface, queue, descriptor) in ready.sockets {
-        xdp.register(interface, queue, 0, descriptor)
-            .map_err(|error| error.to_string())?;
+    let handles: Vec<Handle> = (0..team.placement.workers())
+        .map(|_| Handle::new().map_err(no_descriptor))
+        .collect::<Result<_, _>>()?;
+    let ports = open_ports(&team, &handles)?;
+    for (worker, port) in (0..).zip(&ports) {
+        for (interface, queue, socket) in port.sockets() {
+            let interface = usize::from(interface.0);
+            xdp.register(interface, queue, worker, socket.as_raw_fd())
+                .map_err(|error| error.to_string())?;
+        }
     }
-    xdp.attach().map_err(|error| error.to_string())?;
-    tracing::info!("serving {summary}");
+    let (started, start) = mpsc::channel();
+    let mut threads = Vec::new();
+    for (index, port) in ports.into_iter().enumerate() {
+        let (team, handles) = (Arc::clone(&team), handles.clone());
+        let (started, wake) = (started.clone(), wake.clone());
+        let flow_map = xdp.flow_map().map_err(|error| error.to_string())?;
+        let body = move || work(&team, index, port, flow_map, &handles, &started, &wake);
+        let thread = thread::Builder::new().name(format!("worker-{index}"));
+        threads.push(thread.spawn(body).map_err(no_thread)?);
+    }
+    for _ in &threads {
+        start
+            .recv()
+            .map_err(|_| "a worker ended without a word; report it")??;
+    }
+    xdp.attach(config.workers.generic)
+        .map_err(|error| error.to_string())?;
+    tracing::info!("serving {}", plan.summary(config));
 
+    let drain_ms = config.drain_timeout.as_millis() as u64;
     let xdp = Arc::new(Mutex::new(xdp));
     watch_kernel_joins(Arc::clone(&xdp))?;
-    let observer = Observer {
-        begin: Instant::now(),
-        worker: ready.handle.clone(),
-        xdp: Arc::clone(&xdp),
-        apps,
-        interfaces,
-    };
+    let observer = Observer::new(Arc::clone(&team), handles.clone(), Arc::clone(&xdp));
     answer_questions(&socket, observer)?;
-    let outcome = supervise(&events, &ready.handle, drain_ms);
+    let outcome = supervise(&events, &handles, drain_ms);
     lock(&xdp).detach();
-    ready.handle.send(Command::Stop);
-    drop(release);
-    if outcome.is_ok() && worker.join().is_err() {
-        return Err("the worker panicked; see its message above and report it".into());
+    if outcome.is_ok() {
+        // They keep their sockets until now: whose drain was over first still moved frames for the
+        // others.
+        tell_all(&handles, || Command::Stop);
+        for thread in threads {
+            if thread.join().is_err() {
+                return Err("a worker panicked; see its message above and report it".into());
+            }
+        }
     }
     outcome
+}
+
+/// What all workers have in common.
+pub(crate) struct Team {
+    pub(crate) config: Config,
+    pub(crate) plan: Plan,
+    pub(crate) placement: Placement,
+    /// For each worker its services with their counters.
+    pub(crate) services: Vec<Vec<Counted>>,
+    hash_key: [u64; 2],
+    secrets: Secrets,
+    fast_open_secret: [u8; 16],
+}
+
+impl Team {
+    fn new(config: Config, plan: Plan, placement: Placement) -> Result<Team, String> {
+        tracing::info!("{}", placement.summary());
+        if let Some(remark) = &placement.remark {
+            tracing::warn!("{remark}");
+        }
+        let mut entropy = entropy()?;
+        let mut fast_open_secret = [0; 16];
+        entropy.fill(&mut fast_open_secret);
+        let services = || config.services.iter().map(Counted::new).collect();
+        Ok(Team {
+            services: (0..placement.workers()).map(|_| services()).collect(),
+            hash_key: [entropy.next_u64(), entropy.next_u64()],
+            secrets: Secrets::generate(&mut entropy),
+            fast_open_secret,
+            config,
+            plan,
+            placement,
+        })
+    }
+
+    fn first_owner(&self) -> u32 {
+        self.config.server.id * self.placement.workers()
+    }
+
+    fn owners(&self) -> u32 {
+        self.config.server.of * self.placement.workers()
+    }
 }
 
 /// What the main thread waits for.
 enum Event {
     Signal(i32),
-    /// The worker drained, or could not go on.
+    /// A worker drained, or could not go on.
     WorkerEnded(Result<(), String>),
-}
-
-/// What the worker shows once its sockets are bound.
-struct Ready {
-    handle: Handle,
-    /// Interface, queue, socket.
-    sockets: Vec<(usize, u32, OwnedFd)>,
 }
 
 /// A service with the counters of its app, if that has some.
 #[derive(Clone)]
-struct Counted {
-    name: String,
-    kind: &'static str,
-    counters: Option<Arc<ProxyCounters>>,
+pub(crate) struct Counted {
+    pub(crate) name: String,
+    pub(crate) kind: &'static str,
+    pub(crate) counters: Option<Arc<ProxyCounters>>,
 }
 
 impl Counted {
@@ -124,21 +163,13 @@ impl Counted {
             counters: matches!(service.app, AppConfig::Proxy(_)).then(Arc::default),
         }
     }
-
-    fn status(&self) -> AppStatus {
-        let entries = self.counters.as_ref().map(|counters| counters.entries());
-        AppStatus {
-            service: self.name.clone(),
-            kind: self.kind,
-            counters: entries.unwrap_or_default().into_iter().collect(),
-        }
-    }
 }
 
-/// Waits for the worker's end; passes signals on to it.
-fn supervise(events: &Receiver<Event>, worker: &Handle, drain_ms: u64) -> Result<(), String> {
+/// Waits for the end of all workers; passes signals on to them.
+fn supervise(events: &Receiver<Event>, workers: &[Handle], drain_ms: u64) -> Result<(), String> {
     let mut draining = false;
-    loop {
+    let mut left = workers.len();
+    while left > 0 {
         match events.recv() {
             Ok(Event::Signal(_)) if draining => {
                 return Err("ended by a second signal; connections still open were cut".into());
@@ -147,106 +178,112 @@ fn supervise(events: &Receiver<Event>, worker: &Handle, drain_ms: u64) -> Result
                 draining = true;
                 let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
                 tracing::info!("{name}: draining for at most {drain_ms} ms");
-                worker.send(Command::Drain {
+                tell_all(workers, || Command::Drain {
                     deadline_ms: drain_ms,
                 });
             }
-            Ok(Event::WorkerEnded(outcome)) => return outcome,
-            Err(mpsc::RecvError) => return Err("the worker is gone; report it".into()),
+            Ok(Event::WorkerEnded(outcome)) => {
+                outcome?;
+                left -= 1;
+            }
+            Err(mpsc::RecvError) => return Err("the workers are gone; report it".into()),
+        }
+    }
+    Ok(())
+}
+
+/// A worker that is busy may have a full inbox for a moment.
+fn tell_all(workers: &[Handle], command: impl Fn() -> Command) {
+    let deadline = Instant::now() + INBOX_PATIENCE;
+    for (index, worker) in workers.iter().enumerate() {
+        while !worker.send(command()) {
+            if Instant::now() >= deadline {
+                tracing::warn!("worker {index} does not read its inbox");
+                break;
+            }
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
-/// The body of the worker's thread.
+/// The body of a worker's thread.
 fn work(
-    config: &Config,
-    plan: &Plan,
-    services: Vec<Counted>,
-    started: &Sender<Ready>,
+    team: &Team,
+    index: usize,
+    port: XskPort,
+    flow_map: BpfFlowMap,
+    handles: &[Handle],
+    started: &Sender<Result<(), String>>,
     wake: &Sender<Event>,
-    released: &Receiver<()>,
 ) {
-    pin();
-    let outcome = match build(config, plan, services) {
-        Ok((mut worker, ready)) => {
-            // If nobody waits any more, the main thread has an error of its own to report.
-            if started.send(ready).is_err() {
-                return;
-            }
-            let drained = || {
-                let _ = wake.send(Event::WorkerEnded(Ok(())));
-            };
-            if let Err(error) = worker.run(drained) {
-                let error = format!("the worker cannot go on ({error}); report it");
-                let _ = wake.send(Event::WorkerEnded(Err(error)));
-            }
-            let _ = released.recv();
+    if let Some(core) = team.placement.cores[index]
+        && !placement::pin(core)
+    {
+        tracing::warn!("worker {index} could not be pinned to core {core}");
+    }
+    let mut engine = match engine(team, index) {
+        Ok(engine) => engine,
+        Err(error) => {
+            let _ = started.send(Err(error));
             return;
         }
-        Err(error) => error,
     };
-    let _ = wake.send(Event::WorkerEnded(Err(outcome)));
+    engine.set_flow_map(Box::new(flow_map));
+    let mut worker = Worker::new(port, engine, handles, index);
+    // If nobody waits any more, the main thread has an error of its own to report.
+    if started.send(Ok(())).is_err() {
+        return;
+    }
+    let drained = || {
+        let _ = wake.send(Event::WorkerEnded(Ok(())));
+    };
+    if let Err(error) = worker.run(drained) {
+        let error = format!("worker {index} cannot go on ({error}); report it");
+        let _ = wake.send(Event::WorkerEnded(Err(error)));
+    }
 }
 
-fn build(
-    config: &Config,
-    plan: &Plan,
-    services: Vec<Counted>,
-) -> Result<(Worker<XskPort>, Ready), String> {
-    let interfaces: Vec<_> = plan
-        .nics
+/// One for each worker, with a socket on every queue.
+fn open_ports(team: &Team, handles: &[Handle]) -> Result<Vec<XskPort>, String> {
+    let nics = &team.plan.nics;
+    let interfaces: Vec<_> = nics
         .iter()
         .map(|nic| XskInterface {
             name: nic.name.clone(),
             queues: (0..nic.queues).collect(),
         })
         .collect();
-    let mtu = plan.nics.iter().map(|nic| nic.mtu_bytes).max();
+    let mtu = nics.iter().map(|nic| nic.mtu_bytes).max();
     let sizes = XskConfig {
+        frames: xsk::frames_for(handles.len()),
         frame_size: xsk::frame_size_for(mtu.unwrap_or(u32::MAX)),
         ..XskConfig::default()
     };
-    let handle = Handle::new()
-        .map_err(|error| format!("no descriptor left ({error}); raise the limit on open files"))?;
-    let ports = XskPort::open(&interfaces, &[handle.waker()], &sizes);
-    let mut ports = ports.map_err(|error| error.to_string())?;
-    let port = ports.remove(0);
-    let sockets = port
-        .sockets()
-        .map(|(interface, queue, socket)| {
-            Ok((
-                usize::from(interface.0),
-                queue,
-                socket.try_clone_to_owned()?,
-            ))
-        })
-        .collect::<std::io::Result<_>>()
-        .map_err(|error| format!("no descriptor left ({error}); raise the limit on open files"))?;
-    let engine = engine(config, plan, services)?;
-    let worker = Worker::new(port, engine, std::slice::from_ref(&handle), 0);
-    Ok((worker, Ready { handle, sockets }))
+    let wakers: Vec<_> = handles.iter().map(Handle::waker).collect();
+    XskPort::open(&interfaces, &wakers, &sizes).map_err(|error| error.to_string())
 }
 
-fn engine(config: &Config, plan: &Plan, services: Vec<Counted>) -> Result<Engine, String> {
+fn entropy() -> Result<ChaChaEntropy, String> {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed)
         .map_err(|error| format!("the kernel gives no random numbers ({error})"))?;
-    let entropy = Box::new(ChaChaEntropy::from_seed(seed));
-    let apps = config
-        .services
-        .iter()
-        .zip(services)
-        .map(|(service, counted)| app(service, counted))
-        .collect::<Result<_, _>>()?;
-    Ok(Engine::new(
-        engine_config(config, plan),
-        apps,
-        clock(),
-        entropy,
-    ))
+    Ok(ChaChaEntropy::from_seed(seed))
 }
 
-fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
+fn engine(team: &Team, index: usize) -> Result<Engine, String> {
+    let services = team.config.services.iter();
+    let apps = services
+        .zip(&team.services[index])
+        .map(|(service, counted)| app(service, counted.clone()))
+        .collect::<Result<_, _>>()?;
+    let config = engine_config(team, index);
+    Ok(Engine::new(config, apps, clock(), Box::new(entropy()?)))
+}
+
+fn engine_config(team: &Team, index: usize) -> EngineConfig {
+    let Team { config, plan, .. } = team;
+    let workers = team.placement.workers();
+    let worker = index as u32;
     let interfaces = plan
         .nics
         .iter()
@@ -272,9 +309,18 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
         })
         .collect();
     EngineConfig {
-        owner: config.server.id * WORKERS,
-        owners: config.server.of * WORKERS,
+        owner: team.first_owner() + worker,
+        owners: team.owners(),
         owner_bits: OWNER_BITS_DEFAULT,
+        steering: Steering {
+            worker,
+            workers,
+            hash_key: team.hash_key,
+            flow_hash_nic: config.workers.flow_hash == FlowHash::Nic,
+            ..Steering::default()
+        },
+        secrets: Some(team.secrets.clone()),
+        fast_open_secret: Some(team.fast_open_secret),
         connections_max: config.limits.max_connections,
         half_open_max: config.limits.max_half_open,
         stranded_max: config.limits.max_stranded,
@@ -288,7 +334,7 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
             send_max_bytes: config.limits.send_buffer_max_bytes,
             ..Buffers::default()
         },
-        memory_max_bytes: memory_max_bytes(&config.limits),
+        memory_max_bytes: memory_max_bytes(&config.limits, workers),
         time_wait: config.time_wait,
         challenge_acks_per_second_max: config.limits.max_challenge_acks_per_s,
         resets_per_second_max: config.limits.max_resets_per_s,
@@ -299,11 +345,11 @@ fn engine_config(config: &Config, plan: &Plan) -> EngineConfig {
 
 /// What the connections of a worker may hold: what the config says, or all workers together a quarter
 /// of the machine's memory.
-fn memory_max_bytes(limits: &Limits) -> usize {
+fn memory_max_bytes(limits: &Limits, workers: u32) -> usize {
     limits.memory_max_bytes.unwrap_or_else(|| {
         let system = rustix::system::sysinfo();
         let bytes = u64::from(system.mem_unit).saturating_mul(system.totalram);
-        usize::try_from(bytes / 4 / u64::from(WORKERS)).unwrap_or(usize::MAX)
+        usize::try_from(bytes / 4 / u64::from(workers)).unwrap_or(usize::MAX)
     })
 }
 
@@ -311,9 +357,7 @@ fn app(service: &Service, counted: Counted) -> Result<Box<dyn App>, String> {
     Ok(match &service.app {
         AppConfig::Proxy(proxy) => {
             let proxy = Proxy::new(proxy.clone(), counted.counters.unwrap_or_default());
-            Box::new(proxy.map_err(|error| {
-                format!("no descriptor left ({error}); raise the limit on open files")
-            })?)
+            Box::new(proxy.map_err(no_descriptor)?)
         }
         AppConfig::Echo => Box::new(Echo),
         AppConfig::Discard => Box::new(Discard),
@@ -321,19 +365,18 @@ fn app(service: &Service, counted: Counted) -> Result<Box<dyn App>, String> {
     })
 }
 
-/// To the last of the cores allowed: interrupts and the rest of the system favour the first.
-fn pin() {
-    let core = core_affinity::get_core_ids().and_then(|cores| cores.last().copied());
-    if !core.is_some_and(core_affinity::set_for_current) {
-        tracing::warn!("the worker could not be pinned to a core");
+fn load_config(team: &Team) -> LoadConfig {
+    let Team { config, plan, .. } = team;
+    let mut flags = 0;
+    if config.workers.steering == config::Steering::Direct {
+        flags |= FLAG_DIRECT;
     }
-}
-
-fn load_config(config: &Config, plan: &Plan) -> LoadConfig {
-    let drop_invalid_joins = match config.drop_invalid_joins {
-        true => FLAG_DROP_INVALID_JOINS,
-        false => 0,
-    };
+    if config.workers.flow_hash == FlowHash::Nic {
+        flags |= FLAG_FLOW_HASH_NIC;
+    }
+    if config.drop_invalid_joins {
+        flags |= FLAG_DROP_INVALID_JOINS;
+    }
     LoadConfig {
         interfaces: plan
             .nics
@@ -346,13 +389,12 @@ fn load_config(config: &Config, plan: &Plan) -> LoadConfig {
             .collect(),
         entries: Entries::new(config, plan),
         steering: mpx_ebpf::Config {
-            workers: WORKERS,
+            workers: team.placement.workers(),
             owner_bits: OWNER_BITS_DEFAULT,
-            owners: config.server.of * WORKERS,
-            first_owner: config.server.id * WORKERS,
-            flags: FLAG_DIRECT | drop_invalid_joins,
-            // With one worker every home is the same.
-            hash_key: [0; 2],
+            owners: team.owners(),
+            first_owner: team.first_owner(),
+            flags,
+            hash_key: team.hash_key,
         },
     }
 }
@@ -372,7 +414,7 @@ fn watch_kernel_joins(xdp: Arc<Mutex<XdpProgram>>) -> Result<(), String> {
         .name("kernel-joins".into())
         .spawn(watch)
         .map(|_| ())
-        .map_err(|error| format!("cannot start a thread ({error}); raise the limit on tasks"))
+        .map_err(no_thread)
 }
 
 fn leave_kernel_joins(xdp: &mut XdpProgram, first: bool) {
@@ -405,7 +447,7 @@ fn watch_links(plan: &Plan) -> Result<(), String> {
             }
         })
         .map(|_| ())
-        .map_err(|error| format!("cannot start a thread ({error}); raise the limit on tasks"))
+        .map_err(no_thread)
 }
 
 fn forward_signals(wake: Sender<Event>) -> Result<(), String> {
@@ -421,87 +463,24 @@ fn forward_signals(wake: Sender<Event>) -> Result<(), String> {
             }
         })
         .map(|_| ())
-        .map_err(|error| format!("cannot start a thread ({error}); raise the limit on tasks"))
+        .map_err(no_thread)
 }
 
 fn answer_questions(socket: &ControlSocket, observer: Observer) -> Result<(), String> {
-    let listener = socket
-        .listener()
-        .map_err(|error| format!("no descriptor left ({error}); raise the limit on open files"))?;
+    let listener = socket.listener().map_err(no_descriptor)?;
     thread::Builder::new()
         .name("admin".into())
         .spawn(move || admin::serve(&listener, &observer))
         .map(|_| ())
-        .map_err(|error| format!("cannot start a thread ({error}); raise the limit on tasks"))
+        .map_err(no_thread)
 }
 
-/// What the control socket's thread sees of the rest.
-struct Observer {
-    begin: Instant,
-    worker: Handle,
-    xdp: Arc<Mutex<XdpProgram>>,
-    apps: Vec<Counted>,
-    interfaces: Vec<String>,
+fn no_descriptor(error: std::io::Error) -> String {
+    format!("no descriptor left ({error}); raise the limit on open files")
 }
 
-impl Observer {
-    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, String> {
-        let (reply, answer) = mpsc::channel();
-        self.worker.send(command(reply));
-        answer
-            .recv_timeout(STATUS_PATIENCE)
-            .map_err(|_| "the worker does not answer; try again".to_owned())
-    }
-}
-
-impl Figures for Observer {
-    fn status(&self) -> Result<Status, String> {
-        let report: Snapshot = self.ask(Command::Status)?;
-        let verdicts = lock(&self.xdp)
-            .counters()
-            .map_err(|error| error.to_string())?;
-        let queue_status = |statistics: QueueStatistics| QueueStatus {
-            interface: self.interfaces[usize::from(statistics.iface.0)].clone(),
-            statistics,
-        };
-        Ok(Status {
-            version: env!("CARGO_PKG_VERSION"),
-            uptime_ms: self.begin.elapsed().as_millis() as u64,
-            engine: report.engine,
-            frames: report.frames,
-            queues: report.queues.into_iter().map(queue_status).collect(),
-            counters: report.metrics.entries().into_iter().collect(),
-            xdp: verdicts.into_iter().collect(),
-            apps: self.apps.iter().map(Counted::status).collect(),
-        })
-    }
-
-    fn connections(&self, from: usize) -> Result<ConnectionPage, String> {
-        self.ask(|reply| Command::Connections { from, reply })
-    }
-
-    fn services(&self) -> Vec<&str> {
-        self.apps.iter().map(|app| app.name.as_str()).collect()
-    }
-
-    fn change_addresses(&self, change: &AddressChange, from: usize) -> Result<AddressStep, String> {
-        let change = change.clone();
-        self.ask(|reply| Command::Addresses {
-            change,
-            from,
-            reply,
-        })?
-    }
-}
-
-/// Why the worker ended before it began.
-fn reason(events: &Receiver<Event>) -> String {
-    for event in events.iter() {
-        if let Event::WorkerEnded(Err(error)) = event {
-            return error;
-        }
-    }
-    "the worker ended without a word; report it".into()
+fn no_thread(error: std::io::Error) -> String {
+    format!("cannot start a thread ({error}); raise the limit on tasks")
 }
 
 /// Every connection of a proxy takes a descriptor: as many as the administrator allows.
@@ -534,6 +513,6 @@ fn raise_descriptor_limit(config: &Config) {
 }
 
 /// A thread that panicked under the lock leaves the program as usable as it was.
-fn lock(xdp: &Mutex<XdpProgram>) -> std::sync::MutexGuard<'_, XdpProgram> {
+pub(crate) fn lock(xdp: &Mutex<XdpProgram>) -> std::sync::MutexGuard<'_, XdpProgram> {
     xdp.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,6 +12,11 @@ macro_rules! counters {
         }
 
         impl Metrics {
+            /// Those of another worker beside these.
+            pub fn add(&mut self, other: &Metrics) {
+                $( self.$field += other.$field; )+
+            }
+
             /// Names and values in the order of declaration.
             pub fn entries(&self) -> Vec<(&'static str, u64)> {
                 vec![ $( ($name, self.$field) ),+ ]

@@ -1,9 +1,7 @@
 //! One core's loop around an engine and a port. A turn is always in this order: inbox, frames in,
 //! timers, app work, frames out, flush. The clock is read once per turn.
 
-use crate::engine::{
-    AddressChange, AddressStep, ConnectionPage, Engine, EngineReport, Message,
-};
+use crate::engine::{AddressChange, AddressStep, ConnectionPage, Engine, EngineReport, Message};
 use crate::mesh::{Inbox, Waker};
 use crate::metrics::Metrics;
 use crate::port::{FrameAccounts, IfaceId, Port, QueueStatistics};

@@ -29,6 +29,31 @@ pub struct EngineReport {
     pub conns: Vec<ConnectionReport>,
 }
 
+impl EngineReport {
+    /// What another worker reports beside.
+    pub fn add(&mut self, other: &EngineReport) {
+        self.draining |= other.draining;
+        self.connections += other.connections;
+        self.half_open += other.half_open;
+        self.flows += other.flows;
+        self.tokens += other.tokens;
+        self.time_wait += other.time_wait;
+        let (memory, more) = (&mut self.memory, &other.memory);
+        memory.used_bytes += more.used_bytes;
+        memory.limit_bytes += more.limit_bytes;
+        memory.pressure |= more.pressure;
+        memory.share_bytes = memory.share_bytes.min(more.share_bytes);
+        for more in &other.fallbacks {
+            let of = |f: &FallbackReport| (f.port, f.cause, f.direction);
+            match self.fallbacks.iter_mut().find(|f| of(f) == of(more)) {
+                Some(known) => known.count += more.count,
+                None => self.fallbacks.push(more.clone()),
+            }
+        }
+        self.conns.extend(other.conns.iter().cloned());
+    }
+}
+
 /// Connections that began as Multipath TCP and went on as plain TCP (RFC 8684 §3.7).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FallbackReport {
@@ -54,7 +79,7 @@ pub struct MemoryReport {
     pub used_bytes: usize,
     pub limit_bytes: usize,
     pub pressure: bool,
-    /// What a connection may hold each way while there is pressure.
+    /// What a connection may hold each way while there is pressure. Of several workers the least.
     pub share_bytes: usize,
 }
 
