@@ -46,6 +46,23 @@ impl Status {
         self.number(&["time_wait"])
     }
 
+    /// A figure of each worker.
+    pub(crate) fn workers(&self, name: &str) -> Result<Vec<u64>, String> {
+        let workers = self.0["workers"].as_array().into_iter().flatten();
+        let figures: Option<Vec<_>> = workers.map(|worker| worker[name].as_u64()).collect();
+        figures
+            .filter(|figures| !figures.is_empty())
+            .ok_or_else(|| format!("mpxd status --json has no {name} of workers"))
+    }
+
+    /// Frames that the queues lost.
+    pub(crate) fn queue_faults(&self) -> u64 {
+        let queues = self.0["queues"].as_array().into_iter().flatten();
+        let faults = ["rx_dropped", "rx_ring_full", "rx_invalid_descs"];
+        let of = |queue: &Value| -> u64 { faults.iter().filter_map(|f| queue[f].as_u64()).sum() };
+        queues.map(of).sum()
+    }
+
     /// For an error message: the counters that are not zero.
     pub(crate) fn summary(&self) -> String {
         let not_zero = |counters: &Value| {

@@ -20,6 +20,7 @@ mod shutdown;
 mod survival;
 mod tools;
 mod transfers;
+mod workers;
 
 use std::time::{Duration, Instant};
 
@@ -135,6 +136,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(path_mtu::cases());
     cases.extend(addresses::cases());
     cases.extend(survival::cases());
+    cases.extend(workers::cases());
     cases.extend(shutdown::cases());
     cases.extend(tools::cases());
     cases.extend(diagnostics::cases());
