@@ -202,7 +202,7 @@ impl Engine {
             subflow.on_syn_ack_was_sent(now, window_bytes);
         }
         // The rest is as after any SYN/ACK.
-        self.on_segment(now, iface, segment);
+        self.on_segment(now, iface.into(), segment);
         true
     }
 

@@ -96,7 +96,7 @@ impl Engine {
         let service = connection.service;
         if !self.steer_flow(key) {
             self.metrics.mp_join_rejected += 1;
-            self.refuse_join(now, iface, segment, RST_NO_RESOURCES, true);
+            self.refuse_join(now, iface, segment, version, RST_NO_RESOURCES);
             return;
         }
         let handshake = Handshake::Join {

@@ -523,6 +523,7 @@ impl Engine {
             connection.token = 0;
         }
         while let Some(retired) = self.connections[index].retired.pop() {
+            let connection = &mut self.connections[index];
             let key = FlowKey::new(retired.local, retired.remote);
             if retired.failed && connection.end.is_none() && connection.mode == Mode::Mptcp {
                 let mut subflows = connection.subflows.iter();

@@ -42,8 +42,6 @@ pub const FRAMES_DEFAULT: u32 = 8192;
 /// Frames that one call of `receive` takes from an interface, unless configured otherwise.
 pub const BATCH_DEFAULT: usize = 64;
 
-/// Frames that wait for one worker at others' hands; a further one is dropped.
-const MESH_FRAMES: usize = 4096;
 /// Below this a socket's RX ring holds no burst.
 const RX_RING_MIN: u32 = 64;
 
@@ -163,7 +161,9 @@ impl XskPort {
         config: &XskConfig,
     ) -> Result<Vec<XskPort>, XskError> {
         config.validate(wakers.len())?;
-        let inbox = |waker| Inbox::new(MESH_FRAMES, Arc::clone(waker));
+        // What waits for all workers but one fits into the frames that receive, beside a full RX ring.
+        let capacity = config.rx_ring(wakers.len()) as usize;
+        let inbox = |waker| Inbox::new(capacity, Arc::clone(waker));
         let mesh: Arc<[_]> = wakers.iter().map(inbox).collect();
         let port = |worker| XskPort {
             worker,

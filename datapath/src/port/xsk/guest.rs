@@ -106,8 +106,6 @@ impl Guest {
 pub(super) struct Borrower {
     umem: Umem,
     loan: Arc<Loan>,
-    /// Taken and not written after all.
-    spare: Vec<FrameDesc>,
     /// There was none when one was wanted.
     starved: bool,
     /// Something was written since the lender was told.
@@ -119,32 +117,33 @@ impl Borrower {
         Borrower {
             umem: lender.umem().clone(),
             loan,
-            spare: Vec::with_capacity(1),
             starved: false,
             wrote: false,
         }
     }
 
     pub(super) fn transmit(&mut self, fill: &mut dyn FnMut(&mut [u8]) -> usize) -> bool {
-        let taken = self.spare.pop().or_else(|| self.loan.empty.pop());
+        let taken = self.loan.empty.pop();
         self.starved = taken.is_none();
         let Some(mut desc) = taken else {
             return false;
         };
         // SAFETY: a frame of this UMEM that its home took from its free list and lent: nobody else
         // has it until it goes back.
-        if unsafe { write_frame(&self.umem, &mut desc, fill) } == 0 {
-            self.spare.push(desc);
-        } else {
-            let kept = self.loan.written.push(desc);
-            debug_assert!(kept.is_ok(), "more frames go back than were lent");
-            self.wrote = true;
-        }
+        let len = unsafe { write_frame(&self.umem, &mut desc, fill) };
+        let goes_to = match len {
+            0 => &self.loan.empty,
+            _ => &self.loan.written,
+        };
+        let kept = goes_to.push(desc);
+        debug_assert!(kept.is_ok(), "more frames go back than were lent");
+        self.wrote |= len > 0;
         true
     }
 
     pub(super) fn flush(&mut self) {
-        if std::mem::take(&mut self.wrote) {
+        // What it sent for us may be done, and it lends that again when it looks.
+        if std::mem::take(&mut self.wrote) || self.starved {
             self.loan.lender.wake();
         }
     }

@@ -339,24 +339,32 @@ impl Queue {
         }
     }
 
+    /// Frames on loan that the borrowers have not taken.
+    fn offered(&self) -> usize {
+        let offered = |lent: &Lent| lent.loan.empty.len().min(lent.frames);
+        self.loans.iter().map(offered).sum()
+    }
+
     /// Frames that receive and are with other workers now, of which `elsewhere` came to them straight
-    /// from the kernel, and frames that transmit and are on loan.
+    /// from the kernel, and frames on loan.
     fn lent(&self, elsewhere: u64) -> u64 {
         let on_loan: usize = self.loans.iter().map(|lent| lent.frames).sum();
         elsewhere + self.passed_on - self.came_home + on_loan as u64
     }
 
     pub(super) fn is_unsent(&self) -> bool {
-        self.unsent || self.free.is_empty()
+        let mut loans = self.loans.iter();
+        self.unsent || self.free.is_empty() || loans.any(|lent| lent.loan.empty.is_empty())
     }
 
     pub(super) fn accounts(&mut self) -> FrameAccounts {
         let elsewhere = self.shared.received_elsewhere();
+        let offered = self.offered() as u64;
         FrameAccounts {
-            free: self.free.len() as u64,
+            free: self.free.len() as u64 + offered,
             in_kernel: self.occupancy(elsewhere).sum(),
             held: (self.outgoing.len() + self.unfilled.len()) as u64,
-            lent: self.lent(elsewhere),
+            lent: self.lent(elsewhere) - offered,
             total: self.total,
         }
     }
