@@ -199,7 +199,7 @@ fn not_at_home(lab: &mut Lab) -> Result<(), String> {
     // All that the program gave to a socket was taken out of it again.
     let redirected = redirects(&status)? - redirected;
     let lost = status.queue_faults();
-    if lost != 0 || redirected != taken.iter().sum() {
+    if lost != 0 || redirected != taken.iter().sum::<u64>() {
         return Err(format!(
             "of {redirected} frames {taken:?} were taken in, {lost} dropped"
         ));
