@@ -16,11 +16,12 @@ use aya::{
     programs::{ProgramError, Xdp, XdpMode, links::FdLink, xdp::XdpError},
 };
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_XSKMAP;
+use mpx_datapath::engine::Announce;
 use mpx_datapath::steering::FlowMap;
 use mpx_ebpf::{
     Config, ConfigWords, ENTRY_KERNEL, ENTRY_SERVICE, FlowKey, INTERFACES_MAX, MAP_CONFIG,
     MAP_COUNTERS, MAP_FLOWS, MAP_SERVICES, MAP_XSKS, PROGRAM, SERVICES_MAX, SLOTS_MAX, ServiceKey,
-    Verdict, service_key_of, slot,
+    Verdict, address_key, address_octets, service_key_of, slot,
 };
 use rustix::io::Errno;
 
@@ -176,6 +177,29 @@ impl XdpProgram {
             links.push(link);
         }
         self.links = links;
+        Ok(())
+    }
+
+    /// Takes joins where something is announced of a service from now on.
+    pub(crate) fn take_joins(
+        &mut self,
+        service: usize,
+        announce: &Announce,
+    ) -> Result<(), BpfError> {
+        let mut services =
+            HashMap::<_, ServiceKey, u32>::try_from(map_mut(&mut self.ebpf, MAP_SERVICES)?)?;
+        for at in self.entries.announce(service, announce) {
+            let keys = [service_key_of(at), address_key(address_octets(at.ip()))];
+            for key in keys {
+                let configured = self.entries.bits.get(&key).copied().unwrap_or(0);
+                let kernel = if self.kernel.contains(&key) {
+                    ENTRY_KERNEL
+                } else {
+                    0
+                };
+                services.insert(key, configured | kernel, 0)?;
+            }
+        }
         Ok(())
     }
 

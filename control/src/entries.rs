@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::preflight::Plan;
-use mpx_datapath::engine::JoinPolicy;
+use mpx_datapath::engine::{Announce, JoinPolicy};
 use mpx_ebpf::{
     ENTRY_ADDRESS, ENTRY_ANNOUNCE, ENTRY_JOINS, ENTRY_SERVICE, ServiceKey, address_key,
     address_octets, service_key_of,
@@ -16,11 +16,16 @@ pub(crate) struct Entries {
     pub(crate) bits: BTreeMap<ServiceKey, u32>,
     /// The addresses among them.
     pub(crate) addresses: BTreeSet<IpAddr>,
+    /// Where each service listens.
+    services: Vec<Vec<SocketAddr>>,
 }
 
 impl Entries {
     pub(crate) fn new(config: &Config, plan: &Plan) -> Entries {
-        let mut entries = Entries::default();
+        let mut entries = Entries {
+            services: plan.addresses.clone(),
+            ..Entries::default()
+        };
         let served: BTreeSet<IpAddr> = plan.addresses.iter().flatten().map(|a| a.ip()).collect();
         for (service, addresses) in config.services.iter().zip(&plan.addresses) {
             for &address in addresses {
@@ -42,19 +47,33 @@ impl Entries {
                 }
                 JoinPolicy::ServicePorts => {}
             }
-            // What is announced is to be joined, whatever the policy says of the rest.
+        }
+        for (index, service) in config.services.iter().enumerate() {
             for announce in &service.addresses.announce {
-                for initial in addresses {
-                    let port = announce.port.unwrap_or(initial.port());
-                    let announced = SocketAddr::new(announce.address, port);
-                    entries.add(announce.local.unwrap_or(announced), ENTRY_JOINS);
-                }
+                entries.announce(index, announce);
             }
         }
         for &ip in &plan.announced {
             entries.add_address(ip, ENTRY_ANNOUNCE);
         }
         entries
+    }
+
+    /// What is announced of a service is to be joined, whatever its policy says of the rest. Returns
+    /// where.
+    pub(crate) fn announce(&mut self, service: usize, announce: &Announce) -> Vec<SocketAddr> {
+        let listen = self.services.get(service).into_iter().flatten();
+        let at: Vec<_> = listen
+            .map(|initial| {
+                let port = announce.port.unwrap_or(initial.port());
+                let announced = SocketAddr::new(announce.address, port);
+                announce.local.unwrap_or(announced)
+            })
+            .collect();
+        for &address in &at {
+            self.add(address, ENTRY_JOINS);
+        }
+        at
     }
 
     fn add(&mut self, address: SocketAddr, bits: u32) {

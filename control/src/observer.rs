@@ -143,6 +143,18 @@ impl Figures for Observer {
 
     /// One worker after the other: each comes to the same result for the connections to come.
     fn change_addresses(&self, change: &AddressChange, from: usize) -> Result<AddressStep, String> {
+        // Before clients are told, and once: this is called again for every part of the connections.
+        if let (
+            AddressChange::Announce {
+                service, announce, ..
+            },
+            0,
+        ) = (change, from)
+        {
+            lock(&self.xdp)
+                .take_joins(*service, announce)
+                .map_err(|error| error.to_string())?;
+        }
         let (worker, place) = self.place(from)?;
         let change = change.clone();
         let asked = Self::ask(&self.workers[worker], |reply| Command::Addresses {

@@ -22,6 +22,8 @@ pub(crate) struct Plan {
     pub(crate) addresses: Vec<Vec<SocketAddr>>,
     /// Addresses that are served and not the kernel's, where an interface announces such.
     pub(crate) announced: Vec<IpAddr>,
+    /// Interfaces that take VLAN tags off frames.
+    pub(crate) untagged: Vec<String>,
 }
 
 /// The largest MTU whose frames, VLAN tags included, fit one UMEM frame.
@@ -94,7 +96,7 @@ impl From<ConfigError> for Refusal {
 pub(crate) fn check(config: &Config) -> Result<Plan, Refusal> {
     let all = settled_nics(config)?;
     let nics = interfaces(config, &all)?;
-    vlan_tags(config, &nics, ethtool::takes_off_vlan_tags)?;
+    let untagged = vlan_tags(config, &nics, ethtool::takes_off_vlan_tags)?;
     let addresses = addresses(config, &nics)?;
     let announced = announced(config, &all, &addresses);
     if !config.takeover {
@@ -110,6 +112,7 @@ pub(crate) fn check(config: &Config) -> Result<Plan, Refusal> {
         nics,
         addresses,
         announced,
+        untagged,
     })
 }
 
@@ -174,12 +177,14 @@ fn interfaces(config: &Config, all: &[Nic]) -> Result<Vec<Nic>, ConfigError> {
         .collect()
 }
 
-/// Frames of VLANs must come with their tags, or they would be answered without.
+/// Frames of VLANs must come with their tags, or they would be answered without. Returns the interfaces
+/// where they do not, and no VLAN is known.
 fn vlan_tags(
     config: &Config,
     nics: &[Nic],
     takes_off_vlan_tags: impl Fn(u32) -> io::Result<bool>,
-) -> Result<(), ConfigError> {
+) -> Result<Vec<String>, ConfigError> {
+    let mut untagged = Vec::new();
     for (interface, nic) in config.interfaces.iter().zip(nics) {
         // A driver that cannot be asked has no such offload either.
         if !takes_off_vlan_tags(nic.index).unwrap_or(false) {
@@ -197,12 +202,9 @@ fn vlan_tags(
                 ),
             ));
         }
-        tracing::info!(
-            "{name} takes VLAN tags off frames, so that no VLAN can be served on it; if there are \
-             any, run `ethtool -K {name} rxvlan off`"
-        );
+        untagged.push(name.clone());
     }
-    Ok(())
+    Ok(untagged)
 }
 
 fn addresses(config: &Config, nics: &[Nic]) -> Result<Vec<Vec<SocketAddr>>, ConfigError> {
@@ -396,8 +398,8 @@ mod tests {
             "m.toml:2: interface.name: \"s1\" takes VLAN tags off frames, and has VLANs (s1.7); run \
              `ethtool -K s1 rxvlan off`"
         );
-        assert_eq!(check(&vlan, false), Ok(()));
-        assert_eq!(check(&s1(), true), Ok(()));
+        assert_eq!(check(&vlan, false), Ok(vec![]));
+        assert_eq!(check(&s1(), true), Ok(vec!["s1".to_owned()]));
     }
 
     #[test]

@@ -76,6 +76,12 @@ pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
     }
     xdp.attach(config.workers.generic)
         .map_err(|error| error.to_string())?;
+    for name in &plan.untagged {
+        tracing::info!(
+            "{name} takes VLAN tags off frames, so that no VLAN can be served on it; if there are \
+             any, run `ethtool -K {name} rxvlan off`"
+        );
+    }
     tracing::info!("serving {}", plan.summary(config));
 
     let drain_ms = config.drain_timeout.as_millis() as u64;

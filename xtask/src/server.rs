@@ -71,6 +71,8 @@ impl Service {
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) interfaces: Vec<String>,
+    /// Further keys of every interface, as TOML.
+    pub(crate) interface_keys: String,
     pub(crate) services: Vec<Service>,
     pub(crate) drain_timeout: Duration,
     /// Further top-level keys, as TOML.
@@ -81,6 +83,7 @@ impl Config {
     pub(crate) fn new(paths: u8, services: Vec<Service>) -> Self {
         Self {
             interfaces: (1..=paths).map(|path| format!("s{path}")).collect(),
+            interface_keys: String::new(),
             services,
             drain_timeout: Duration::from_secs(20),
             keys: String::new(),
@@ -96,7 +99,7 @@ impl Config {
             self.keys
         );
         for name in &self.interfaces {
-            text += &format!("\n[[interface]]\nname = {name:?}\n");
+            text += &format!("\n[[interface]]\nname = {name:?}\n{}", self.interface_keys);
         }
         for service in &self.services {
             let app = match &service.app {

@@ -15,6 +15,7 @@ mod fast_open;
 mod faults;
 mod lab;
 mod links;
+mod neighborhood;
 mod path_mtu;
 mod shutdown;
 mod survival;
@@ -137,6 +138,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(addresses::cases());
     cases.extend(survival::cases());
     cases.extend(workers::cases());
+    cases.extend(neighborhood::cases());
     cases.extend(shutdown::cases());
     cases.extend(tools::cases());
     cases.extend(diagnostics::cases());
