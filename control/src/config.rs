@@ -1,15 +1,19 @@
 //! The configuration: TOML as written (`Raw*`) is parsed into a [`Config`] whose values are all in
 //! range, or into one line that says file, line, key, what is wrong and what to do.
 
+mod close;
 mod joins;
 mod mptcp;
 mod workers;
 
 pub(crate) use workers::{FlowHash, Generic, Steering, Workers};
 
+use close::RawClose;
 use ipnet::IpNet;
 use mptcp::RawMptcp;
-use mpx_datapath::engine::{AddressPolicy, Announce, JoinPolicy, JoinRule, Patience, Versions};
+use mpx_datapath::engine::{
+    AddressPolicy, Announce, Closing, JoinPolicy, JoinRule, Patience, Versions,
+};
 use mpx_datapath::tcp::congestion::Algorithm;
 use mpx_datapath::tcp::fast_open::FastOpen;
 use mpx_ebpf::{INTERFACES_MAX, OWNER_BITS_DEFAULT};
@@ -67,6 +71,7 @@ pub(crate) struct Service {
     pub(crate) ecn: bool,
     pub(crate) fast_open: FastOpen,
     pub(crate) patience: Patience,
+    pub(crate) closing: Closing,
 }
 
 /// One address of `listen`; an unspecified address stands for the interfaces' own.
@@ -297,6 +302,8 @@ struct RawService {
     persist_probes: Option<Spanned<u64>>,
     user_timeout_ms: Option<Spanned<u64>>,
     no_subflow_timeout_ms: Option<Spanned<u64>>,
+    #[serde(default)]
+    close: RawClose,
 }
 
 #[derive(Deserialize)]
@@ -449,6 +456,14 @@ const EXAMPLES: &[(&str, &str)] = &[
         "no_subflow_timeout_ms",
         "no_subflow_timeout_ms = 60000, or 0 to end with the last subflow",
     ),
+    (
+        "close",
+        "close = { passive = true, hold_client_first_ms = 5000 }",
+    ),
+    ("passive", "passive = true"),
+    ("hold_client_first_ms", "hold_client_first_ms = 5000"),
+    ("hold_server_first_ms", "hold_server_first_ms = 2000"),
+    ("fin_timeout_ms", "fin_timeout_ms = 60000"),
     ("max_connections", "max_connections = 65536"),
     ("max_subflows", "max_subflows = 8"),
     ("max_half_open", "max_half_open = 4096"),
@@ -636,6 +651,7 @@ impl Source<'_> {
             joins: self.joins(raw.joins.as_ref())?,
             addresses: self.addresses(raw)?,
             patience: self.patience(raw)?,
+            closing: self.closing(&raw.close)?,
             congestion,
             ecn: raw.ecn.unwrap_or(true),
             fast_open: self.choice(
@@ -1292,6 +1308,7 @@ app = { kind = "proxy", backends = ["127.0.0.1:8080"] }
         assert_eq!(web.fast_open, FastOpen::Off);
         assert_eq!(config.limits.max_pending_fast_opens, 1024);
         assert_eq!(web.patience, Patience::default());
+        assert_eq!(web.closing, Closing::default());
         assert_eq!(
             web.app,
             AppConfig::Proxy(ProxyConfig {
@@ -1345,6 +1362,7 @@ persist_interval_max_ms = 2000
 persist_probes = 4
 user_timeout_ms = 5000
 no_subflow_timeout_ms = 7000
+close = { passive = false, hold_client_first_ms = 0, hold_server_first_ms = 7, fin_timeout_ms = 1000 }
 [service.app]
 kind = "proxy"
 backends = ["127.0.0.1:1", "[::1]:2"]
@@ -1446,6 +1464,15 @@ app = { kind = "echo" }
                 persist_probes: 4,
                 user_timeout: Some(Duration::from_secs(5)),
                 without_subflow: Duration::from_secs(7),
+            }
+        );
+        assert_eq!(
+            config.services[0].closing,
+            Closing {
+                passive: false,
+                hold_peer_first: Duration::ZERO,
+                hold_we_first: Duration::from_millis(7),
+                fin_timeout: Duration::from_secs(1),
             }
         );
 
@@ -1646,6 +1673,12 @@ app = { kind = "echo" }
                 web,
                 "app = { kind = \"echo\" }\nkeepalive_probes = 0",
                 "m.toml:12: service.keepalive_probes: 0 is out of range; choose from 1 to 100",
+            ),
+            (
+                web,
+                "app = { kind = \"echo\" }\nclose = { fin_timeout_ms = 0 }",
+                "m.toml:12: service.close.fin_timeout_ms: 0 is out of range; choose from 1000 to \
+                 3600000",
             ),
             (
                 web,

@@ -312,6 +312,7 @@ fn engine_config(team: &Team, index: usize) -> EngineConfig {
             ecn: service.ecn,
             fast_open: service.fast_open,
             patience: service.patience,
+            closing: service.closing,
         })
         .collect();
     EngineConfig {

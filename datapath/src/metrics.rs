@@ -157,6 +157,8 @@ counters! {
     /// A subflow given up after too many retransmissions.
     subflow_timeouts => "SubflowTimeouts",
     give_up_timeouts => "GiveUpTimeouts",
+    /// Connections whose subflow FINs left without the peer's, held for as long as they may be.
+    fin_hold_timeouts => "FinHoldTimeouts",
     /// An ICMP error was believed.
     path_mtu_reduced => "PathMtuReduced",
     /// RFC 4821 §7.7: timeouts in a row that look like a path MTU nobody tells us of.
@@ -254,6 +256,9 @@ counters! {
     mp_prio_rx => "MPPrioRx",
     mp_fail_tx => "MPFailTx",
     mp_fail_rx => "MPFailRx",
+    /// Connections that their app aborted.
+    app_aborts => "AppAborts",
+    /// Segments with MP_FASTCLOSE, on whatever kind.
     mp_fastclose_tx => "MPFastcloseTx",
     mp_fastclose_rx => "MPFastcloseRx",
     mp_rst_tx => "MPRstTx",

@@ -335,7 +335,8 @@ mod tests {
     use crate::app::App;
     use crate::app::builtin::Echo;
     use crate::engine::{
-        AddressPolicy, EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig, Versions,
+        AddressPolicy, Closing, EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig,
+        Versions,
     };
     use crate::port::memory::{MemoryConfig, MemoryPort};
     use crate::rand::ChaChaEntropy;
@@ -433,6 +434,7 @@ mod tests {
             joins: JoinPolicy::AnyPort,
             addresses: AddressPolicy::default(),
             patience: Patience::default(),
+            closing: Closing::default(),
             congestion: Algorithm::default(),
             ecn: true,
             fast_open: FastOpen::Off,

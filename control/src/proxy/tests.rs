@@ -7,7 +7,7 @@ mod model;
 use super::*;
 use model::client::{Client, ClientConfig};
 use mpx_datapath::engine::{
-    AddressPolicy, Buffers, Engine, EngineConfig, InterfaceConfig, JoinPolicy, Patience,
+    AddressPolicy, Buffers, Closing, Engine, EngineConfig, InterfaceConfig, JoinPolicy, Patience,
     ServiceConfig, Versions,
 };
 use mpx_datapath::port::IfaceId;
@@ -57,6 +57,7 @@ impl Rig {
                 keepalive: None,
                 ..Patience::default()
             },
+            closing: Closing::default(),
         };
         let config = EngineConfig {
             buffers: Buffers {

@@ -52,10 +52,6 @@ pub struct EngineConfig {
     pub memory_max_bytes: usize,
     pub time_wait: Duration,
     pub time_wait_max: usize,
-    /// How long subflow FINs are held for the peer's once both streams have ended.
-    pub fin_hold: Duration,
-    /// How long the peer may take to end its subflows once both streams have ended.
-    pub fin_timeout: Duration,
     /// Retransmissions of one segment before its subflow is given up.
     pub retries_max: u32,
     pub syn_ack_retries_max: u32,
@@ -90,8 +86,6 @@ impl EngineConfig {
             memory_max_bytes: 1 << 30,
             time_wait: Duration::from_secs(60),
             time_wait_max: 65_536,
-            fin_hold: Duration::from_secs(1),
-            fin_timeout: Duration::from_secs(60),
             retries_max: 10,
             syn_ack_retries_max: 5,
             challenge_acks_per_second_max: 1_000,
@@ -130,6 +124,7 @@ pub struct ServiceConfig {
     pub joins: JoinPolicy,
     pub addresses: AddressPolicy,
     pub patience: Patience,
+    pub closing: Closing,
     pub congestion: Algorithm,
     /// Agree to explicit congestion notification where the client asks for it (RFC 3168).
     pub ecn: bool,
@@ -179,6 +174,32 @@ impl Default for Patience {
             user_timeout: None,
             // As long as Linux waits (net.mptcp.close_timeout).
             without_subflow: Duration::from_secs(60),
+        }
+    }
+}
+
+/// How the subflows of a connection end once both of its streams have (RFC 8684 §3.3.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closing {
+    /// Our FINs wait for the peer's, so that TIME-WAIT is the peer's.
+    pub passive: bool,
+    /// So long at most where the peer ended its stream first,
+    pub hold_peer_first: Duration,
+    /// and so long where we did. Where both did at once nobody waits.
+    pub hold_we_first: Duration,
+    /// What the peer has for its own after our FIN is due; then comes a RST.
+    pub fin_timeout: Duration,
+}
+
+impl Default for Closing {
+    fn default() -> Closing {
+        Closing {
+            passive: true,
+            // Its FIN is due: two losses of it at a timeout of a second.
+            hold_peer_first: Duration::from_secs(5),
+            // It may wait for ours with as good a reason.
+            hold_we_first: Duration::from_secs(2),
+            fin_timeout: Duration::from_secs(60),
         }
     }
 }

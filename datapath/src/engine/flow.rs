@@ -55,9 +55,9 @@ fn address_bits(address: IpAddr) -> u128 {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FlowEntry {
-    Subflow { connection: u32, subflow: u32 },
-    TimeWait(u32),
+pub(super) struct FlowEntry {
+    pub(super) connection: u32,
+    pub(super) subflow: u32,
 }
 
 pub(super) struct FlowTable(HashMap<FlowKey, FlowEntry, SipState>);
@@ -69,6 +69,11 @@ impl FlowTable {
 
     pub(super) fn lookup(&self, key: &FlowKey) -> Option<FlowEntry> {
         self.0.get(key).copied()
+    }
+
+    /// What stands for a flow where there is no room for its key.
+    pub(super) fn fingerprint(&self, key: &FlowKey) -> u64 {
+        self.0.hasher().hash_one(key)
     }
 
     pub(super) fn insert(&mut self, key: FlowKey, entry: FlowEntry) {

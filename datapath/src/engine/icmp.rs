@@ -45,7 +45,7 @@ impl Engine {
     /// Lets a subflow of this worker know; returns whether there is the one that is quoted.
     pub(super) fn quench(&mut self, now: Instant, error: &PacketTooBig) -> bool {
         let key = FlowKey::new(error.quoted.src, error.quoted.dst);
-        let Some(FlowEntry::Subflow {
+        let Some(FlowEntry {
             connection,
             subflow,
         }) = self.flows.lookup(&key)

@@ -121,7 +121,7 @@ impl Engine {
         let subflow = connection.add_subflow(subflow) as u32;
         self.flows.insert(
             key,
-            FlowEntry::Subflow {
+            FlowEntry {
                 connection: index as u32,
                 subflow,
             },

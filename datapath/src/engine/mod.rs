@@ -26,7 +26,7 @@ mod time_wait;
 pub use crate::mptcp::Versions;
 pub use crate::mptcp::connection::Buffers;
 pub use crate::mptcp::fallback::Fallback;
-pub use config::{EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig};
+pub use config::{Closing, EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig};
 pub use conn::{Conn, ConnId, Conns};
 pub use keys::{KeyPool, LocalKey};
 pub use neighbor::Announced;
@@ -249,7 +249,7 @@ impl Engine {
         let iface = arrival.iface;
         let key = FlowKey::of_segment(segment);
         match self.flows.lookup(&key) {
-            Some(FlowEntry::Subflow {
+            Some(FlowEntry {
                 connection,
                 subflow,
             }) => {
@@ -275,12 +275,14 @@ impl Engine {
                 }
                 self.settle(index, now, &segment.payload[received.in_place]);
             }
-            Some(FlowEntry::TimeWait(entry)) => {
-                return self.on_time_wait_segment(now, arrival, segment, key, entry);
-            }
-            None => match self.pass_on(now, segment, &key, arrival.forwarded) {
-                Some(verdict) => return verdict,
-                None => self.on_unknown(now, iface, segment, key, None),
+            None => match self.time_wait.find(self.flows.fingerprint(&key)) {
+                Some(entry) => {
+                    return self.on_time_wait_segment(now, arrival, segment, key, entry);
+                }
+                None => match self.pass_on(now, segment, &key, arrival.forwarded) {
+                    Some(verdict) => return verdict,
+                    None => self.on_unknown(now, iface, segment, key, None),
+                },
             },
         }
         Verdict::Taken
@@ -304,8 +306,8 @@ impl Engine {
         }
         self.expired = expired;
         self.announce_neighbors(now);
-        while let Some(key) = self.time_wait.pop_expired(now) {
-            self.forget_flow(&key);
+        while let Some(flow) = self.time_wait.pop_expired(now) {
+            self.forget_steered(flow);
         }
     }
 
@@ -441,11 +443,12 @@ impl Engine {
         self.connections.len()
     }
 
-    /// Ends every connection with MP_FASTCLOSE or RST.
+    /// Ends every connection with a RST, which says MP_FASTCLOSE where that is spoken: nobody will be here
+    /// to repeat it.
     pub fn abort_all(&mut self, now: Instant) {
         let indexes: Vec<usize> = self.connections.iter().map(|(index, _)| index).collect();
         for index in indexes {
-            self.connections[index].abort(End::Aborted, &mut self.metrics);
+            self.connections[index].abort_at_once(End::Aborted);
             self.settle(index, now, &[]);
         }
     }
@@ -535,11 +538,11 @@ impl Engine {
                 None => self.forget_flow(&key),
                 Some(state) => {
                     self.metrics.time_wait_entered += 1;
-                    let (entry, evicted) = self.time_wait.insert(now, key, state);
-                    self.flows.insert(key, FlowEntry::TimeWait(entry));
-                    if let Some(evicted) = evicted {
+                    self.flows.remove(&key);
+                    let flow = self.flows.fingerprint(&key);
+                    if let Some(evicted) = self.time_wait.insert(now, flow, &state) {
                         self.metrics.time_wait_overflow += 1;
-                        self.forget_flow(&evicted);
+                        self.forget_steered(evicted);
                     }
                 }
             }

@@ -172,11 +172,10 @@ impl Engine {
                 .subflows_max
                 .unwrap_or(self.config.subflows_per_connection_max),
             deny_join_initial: policy.deny_join_initial,
-            fin_hold: self.config.fin_hold,
-            fin_timeout: self.config.fin_timeout,
             retries_max: self.config.retries_max,
             syn_ack_retries_max: self.config.syn_ack_retries_max,
             patience: config.patience,
+            closing: config.closing,
         };
         let mut connection = Box::new(Connection::new(id, service, settings, local, remote, now));
         let mut handshake = Handshake::Tcp;
@@ -202,7 +201,7 @@ impl Engine {
         self.half_open += 1;
         self.flows.insert(
             key,
-            FlowEntry::Subflow {
+            FlowEntry {
                 connection: id.index,
                 subflow,
             },

@@ -203,7 +203,7 @@ impl Engine {
             connections: self.connections.len(),
             half_open: self.half_open,
             stranded: self.stranded.count(),
-            flows: self.flows.len() - self.time_wait.len(),
+            flows: self.flows.len(),
             tokens: self.tokens.len(),
             time_wait: self.time_wait.len(),
             memory: MemoryReport {

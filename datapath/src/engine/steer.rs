@@ -13,7 +13,7 @@ use crate::wire::frame::Segment;
 use crate::wire::icmp::PacketTooBig;
 use crate::wire::mptcp::MpJoin;
 use crate::wire::tcp::TcpFlags;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 /// What may wait for the other workers.
 const MESSAGES_MAX: usize = 256;
@@ -32,8 +32,8 @@ pub(super) struct Mesh {
     config: mpx_ebpf::Config,
     worker: u32,
     flow_map: Box<dyn FlowMap>,
-    /// Flows of ours that are in that map.
-    mapped: HashSet<FlowKey>,
+    /// Flows of ours that are in that map, by what stands for them in TIME-WAIT.
+    mapped: HashMap<u64, FlowKey>,
     /// Where the frame at hand came in; `None` if it was passed on.
     queue_home: Option<u32>,
     messages: VecDeque<Message>,
@@ -65,7 +65,7 @@ impl Mesh {
             },
             worker: steering.worker,
             flow_map: Box::new(MemoryFlowMap::new(OWN_FLOWS_MAX)),
-            mapped: HashSet::new(),
+            mapped: HashMap::new(),
             queue_home: None,
             messages: VecDeque::new(),
         }
@@ -128,7 +128,8 @@ impl Engine {
         let service = self.services.iter();
         let mut listens = service.flat_map(|s| &s.config.listen);
         let needed = !at_home || !listens.any(|l| key.is_to(*l));
-        if !needed || self.mesh.mapped.contains(&key) {
+        let flow = self.flows.fingerprint(&key);
+        if !needed || self.mesh.mapped.contains_key(&flow) {
             return true;
         }
         let mesh = &mut self.mesh;
@@ -136,17 +137,22 @@ impl Engine {
             self.metrics.flow_map_full += 1;
             return false;
         }
-        mesh.mapped.insert(key);
+        mesh.mapped.insert(flow, key);
         true
     }
 
-    /// A flow is over, TIME-WAIT and all.
+    /// A flow is over, without TIME-WAIT.
     pub(super) fn forget_flow(&mut self, key: &FlowKey) {
         self.flows.remove(key);
+        self.forget_steered(self.flows.fingerprint(key));
+    }
+
+    /// A flow is over, TIME-WAIT and all; `flow` is its fingerprint.
+    pub(super) fn forget_steered(&mut self, flow: u64) {
         let mesh = &mut self.mesh;
-        if mesh.mapped.is_empty() || !mesh.mapped.remove(key) {
+        let Some(key) = mesh.mapped.remove(&flow) else {
             return;
-        }
+        };
         // A client may have used the addresses again for a connection of another worker.
         let octets = key.octets();
         if mesh.flow_map.lookup(&octets) == Some(mesh.worker) {

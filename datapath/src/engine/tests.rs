@@ -117,6 +117,7 @@ fn discarding(now: Instant, buffers: Buffers) -> Engine {
         ecn: false,
         fast_open: FastOpen::Off,
         patience: Patience::default(),
+        closing: Closing::default(),
     };
     let mut config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
     config.buffers = buffers;

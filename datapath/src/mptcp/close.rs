@@ -5,7 +5,9 @@ use super::subflow::{Reset, Subflow};
 use crate::metrics::Metrics;
 use crate::tcp::State;
 use crate::time::{Duration, Instant};
+use crate::wire::frame::Segment;
 use crate::wire::mptcp::MpTcprst;
+use crate::wire::tcp::TcpFlags;
 
 /// MP_TCPRST reasons (RFC 8684 §3.6).
 pub const RST_UNSPECIFIED: u8 = 0x00;
@@ -15,11 +17,52 @@ pub const RST_PROHIBITED: u8 = 0x03;
 pub const RST_PERFORMANCE: u8 = 0x05;
 pub const RST_MIDDLEBOX: u8 = 0x06;
 
+/// Retransmissions of an MP_FASTCLOSE that is not answered (RFC 8684 §3.5: RECOMMENDED).
+const FASTCLOSE_RETRIES: u32 = 3;
+
 /// Timeouts in a row after which a subflow may no longer hold the send buffer.
 const PINNING_BACKOFF: u32 = 2;
 /// And after so long without a sound one whose timeout is that much backed off, although it gets on
 /// now and then.
 const PINNING_AGE: Duration = Duration::from_secs(1);
+
+/// Which DATA_FIN came first: whose place it is to bear TIME-WAIT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClosedFirst {
+    Peer,
+    We,
+    /// They crossed: ours was not acknowledged when the peer's came.
+    Both,
+}
+
+/// Our FINs on the subflows of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fins {
+    /// A stream is still open.
+    NotDue,
+    /// Until then the peer's are waited for.
+    HeldUntil(Instant),
+    Due,
+}
+
+impl Fins {
+    pub fn held_until(self) -> Option<Instant> {
+        match self {
+            Fins::HeldUntil(at) => Some(at),
+            _ => None,
+        }
+    }
+}
+
+/// FASTCLOSE_WAIT (RFC 8684 §3.5): MP_FASTCLOSE leaves on an ACK of one subflow, and a RST is to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FastcloseWait {
+    pub subflow: usize,
+    /// It is to leave now.
+    pub due: bool,
+    retransmissions: u32,
+    pub retry_at: Option<Instant>,
+}
 
 impl Connection {
     /// The app writes no more.
@@ -27,20 +70,98 @@ impl Connection {
         self.snd.fin_queued = true;
     }
 
-    /// The app wants no more of it: MP_FASTCLOSE on every subflow (RFC 8684 §3.5), RST for TCP.
+    /// The app wants no more of it. Of the two ways of RFC 8684 §3.5 this is option A, MP_FASTCLOSE on
+    /// an ACK of one subflow that is repeated until the peer answers: a RST that is lost, or that comes
+    /// ahead of text that was lost, would leave the peer to find a plain RST on every path. The RSTs on
+    /// the other subflows carry MP_FASTCLOSE as well, so that none comes before the news. TCP has its RST.
     pub fn abort(&mut self, end: End, metrics: &mut Metrics) {
+        metrics.app_aborts += 1;
+        let carrier = match self.mode {
+            Mode::Mptcp if !self.streams_closed() => self.signal_subflow(),
+            _ => None,
+        };
+        self.abort_at_once(end);
+        if let Some(subflow) = carrier {
+            self.subflows[subflow].reset = None;
+            self.fastclose = Some(FastcloseWait {
+                subflow,
+                due: true,
+                retransmissions: 0,
+                retry_at: None,
+            });
+            // Nobody waits for what they hold.
+            self.snd.discard();
+            self.rcv.discard();
+        }
+    }
+
+    /// Option R of RFC 8684 §3.5, for want of time to wait for an answer: MP_FASTCLOSE on a RST of every
+    /// subflow. TCP has its RST.
+    pub fn abort_at_once(&mut self, end: End) {
         // Nobody will read what is left of a connection that has otherwise finished.
         if self.end.is_none() || self.end == Some(End::Finished) {
             self.end = Some(end);
         }
         let fastclose_key = (self.mode == Mode::Mptcp).then_some(self.remote_key);
-        if fastclose_key.is_some() {
-            metrics.mp_fastclose_tx += 1;
-        }
         self.reset_all(Reset {
             fastclose_key,
             ..Reset::default()
         });
+    }
+
+    /// MP_FASTCLOSE has left on an ACK.
+    pub(super) fn on_fastclose_sent(&mut self, now: Instant) {
+        if let Some(wait) = &mut self.fastclose {
+            let rto = self.subflows[wait.subflow].tx.rtt.rto();
+            wait.due = false;
+            wait.retry_at = Some(now + rto.saturating_mul(1 << wait.retransmissions));
+        }
+    }
+
+    /// RFC 8684 §3.5: repeated after an RTO, three times, and then a RST ends it that carries it, too.
+    pub(super) fn on_fastclose_timeout(&mut self) {
+        let Some(wait) = &mut self.fastclose else {
+            return;
+        };
+        wait.retry_at = None;
+        if wait.retransmissions < FASTCLOSE_RETRIES {
+            wait.retransmissions += 1;
+            wait.due = true;
+        } else {
+            self.fastclose = None;
+            self.abort_at_once(End::Aborted);
+        }
+    }
+
+    /// A segment that comes in FASTCLOSE_WAIT (RFC 8684 §3.5): a RST ends it; so does an MP_FASTCLOSE of
+    /// the peer's, which is answered with a RST. Whatever else was on its way is no news any more.
+    pub(super) fn on_fastclose_answer(
+        &mut self,
+        index: usize,
+        segment: &Segment<'_>,
+        metrics: &mut Metrics,
+    ) {
+        let header = &segment.tcp;
+        let theirs = self.is_fastclose(segment);
+        let rx = &self.subflows[index].rx;
+        if header.flags.contains(TcpFlags::RST) {
+            // Behind text that is not taken in here, its number need not be the next.
+            if rx.in_window(header.seq) {
+                count_reset(segment, metrics);
+                metrics.mp_fastclose_rx += u64::from(theirs);
+                self.drop_subflow(index, End::Aborted);
+            }
+        } else if theirs && rx.acceptable(header.seq, segment.segment_len()) {
+            metrics.mp_fastclose_rx += 1;
+            self.fastclose = None;
+            self.subflows[index].reset = Some(Reset::with_reason(RST_UNSPECIFIED));
+        }
+    }
+
+    /// MP_FASTCLOSE with our key. With another one it says nothing (RFC 8684 §3.5).
+    pub(super) fn is_fastclose(&self, segment: &Segment<'_>) -> bool {
+        let fastclose = segment.tcp.options.mptcp.fastclose;
+        self.mode == Mode::Mptcp && fastclose.is_some_and(|f| f.receiver_key == self.local_key)
     }
 
     /// Ends every subflow with a RST that says `reset`.
@@ -81,11 +202,10 @@ impl Connection {
     pub fn enter_time_wait(&mut self, index: usize) {
         let subflow = &self.subflows[index];
         let state = TimeWaitState {
-            iface: subflow.iface,
-            link: subflow.link,
             snd_nxt: subflow.tx.snd_nxt,
             rcv_nxt: subflow.rx.rcv_nxt,
             ts: subflow.ts,
+            data_ack: (self.mode == Mode::Mptcp).then_some(self.rcv.rcv_nxt),
         };
         self.retire(index, Some(state));
         if self.subflows.is_empty() && !self.outlives_subflows() {
@@ -158,26 +278,23 @@ impl Connection {
 
     /// After anything that may have ended a stream: decides which subflows are to send their FIN.
     pub fn after_progress(&mut self, now: Instant) {
+        if self.fastclose.is_some() {
+            return;
+        }
+        if self.rcv.fin_taken() && self.closed_first.is_none() {
+            self.closed_first = Some(match self.snd.fin_sent() {
+                false => ClosedFirst::Peer,
+                true if self.snd.fin_acked() => ClosedFirst::We,
+                true => ClosedFirst::Both,
+            });
+        }
         match self.mode {
             Mode::Tcp if self.streams_closed() => {
                 self.end.get_or_insert(End::Finished);
                 self.give_up_at
-                    .get_or_insert(now + self.settings.fin_timeout);
+                    .get_or_insert(now + self.settings.closing.fin_timeout);
             }
-            Mode::Mptcp if self.streams_closed() => {
-                // RFC 8684 §3.3.3: both DATA_FINs are acknowledged. The peer's FIN is waited for a
-                // while, so that TIME-WAIT stays with it.
-                if self.fin_hold_at.is_none() && self.give_up_at.is_none() {
-                    self.fin_hold_at = Some(now + self.settings.fin_hold);
-                    self.give_up_at = Some(now + self.settings.fin_timeout);
-                    self.end.get_or_insert(End::Finished);
-                }
-                for (_, subflow) in &mut self.subflows {
-                    if subflow.state == State::CloseWait {
-                        subflow.fin_wanted = true;
-                    }
-                }
-            }
+            Mode::Mptcp if self.streams_closed() => self.end_subflows(now),
             Mode::Mptcp if self.end.is_none() => self.watch_subflows(now),
             _ => {}
         }
@@ -198,6 +315,40 @@ impl Connection {
                 reason: Some(reason),
                 ..Reset::default()
             });
+        }
+    }
+
+    /// Both DATA_FINs are acknowledged: every subflow is to end with a FIN (RFC 8684 §3.3.3). Ours
+    /// waits a while for the peer's, so that TIME-WAIT is the peer's.
+    fn end_subflows(&mut self, now: Instant) {
+        self.end.get_or_insert(End::Finished);
+        let closing = self.settings.closing;
+        if self.fins == Fins::NotDue {
+            let hold = match self.closed_first {
+                Some(ClosedFirst::Peer) if closing.passive => Some(closing.hold_peer_first),
+                Some(ClosedFirst::We) if closing.passive => Some(closing.hold_we_first),
+                _ => None,
+            };
+            match hold {
+                Some(hold) => {
+                    self.fins = Fins::HeldUntil(now + hold);
+                    self.give_up_at = None;
+                }
+                None => self.release_fins(now),
+            }
+        }
+        let due = self.fins == Fins::Due;
+        for (_, subflow) in &mut self.subflows {
+            subflow.fin_wanted |= due || subflow.state == State::CloseWait;
+        }
+    }
+
+    /// Our FINs leave without the peer's; what it owes then is waited for a last time.
+    pub fn release_fins(&mut self, now: Instant) {
+        self.fins = Fins::Due;
+        self.give_up_at = Some(now + self.settings.closing.fin_timeout);
+        for (_, subflow) in &mut self.subflows {
+            subflow.fin_wanted = true;
         }
     }
 
@@ -224,4 +375,12 @@ impl Connection {
             .find(|(_, s)| pins(s))
             .map(|(index, _)| index)
     }
+}
+
+/// A RST that was believed.
+pub(super) fn count_reset(segment: &Segment<'_>, metrics: &mut Metrics) {
+    let options = &segment.tcp.options.mptcp;
+    metrics.resets_received += 1;
+    metrics.mp_rst_rx += u64::from(options.tcprst.is_some());
+    metrics.mp_fail_rx += u64::from(options.fail.is_some());
 }

@@ -1,20 +1,18 @@
 //! One connection: its keys, its two directions, its subflows and its timers.
 
 use super::address::Addresses;
-use super::close::RST_PERFORMANCE;
+use super::close::{ClosedFirst, FastcloseWait, Fins, RST_PERFORMANCE};
 use super::data::{DataReceiver, DataSender};
 use super::fallback::Fallback;
 use super::signal::SignalRow;
 use super::subflow::Subflow;
 use super::version::Version;
-use crate::engine::{ConnId, Patience};
+use crate::engine::{Closing, ConnId, Patience};
 use crate::memory::{Allowance, RECEIVE_RESERVE_BYTES, SEND_RESERVE_BYTES};
-use crate::port::IfaceId;
 use crate::seq::{DataSeq, TcpSeq};
 use crate::tcp::State;
 use crate::tcp::timestamp::TsState;
-use crate::time::{Duration, Instant};
-use crate::wire::frame::Link;
+use crate::time::Instant;
 use slab::Slab;
 use std::net::SocketAddr;
 
@@ -41,14 +39,11 @@ pub struct Settings {
     pub subflows_max: usize,
     /// C of our MP_CAPABLE: no joins to the address and port of the initial subflow (RFC 8684 §3.1).
     pub deny_join_initial: bool,
-    /// How long subflow FINs are held for the peer's after the data level closed.
-    pub fin_hold: Duration,
-    /// How long FIN-WAIT-2 and an unanswered end are waited for.
-    pub fin_timeout: Duration,
     /// Retransmissions of one segment before the subflow is given up.
     pub retries_max: u32,
     pub syn_ack_retries_max: u32,
     pub patience: Patience,
+    pub closing: Closing,
 }
 
 /// Between which sizes the buffers of a connection are kept, in octets.
@@ -98,14 +93,14 @@ pub struct Retired {
     pub time_wait: Option<TimeWaitState>,
 }
 
-/// All that TIME-WAIT needs of a subflow to answer a late FIN.
+/// All that TIME-WAIT needs of a subflow to answer a late FIN or DATA_FIN.
 #[derive(Clone, Copy, Debug)]
 pub struct TimeWaitState {
-    pub iface: IfaceId,
-    pub link: Link,
-    pub snd_nxt: crate::seq::TcpSeq,
-    pub rcv_nxt: crate::seq::TcpSeq,
+    pub snd_nxt: TcpSeq,
+    pub rcv_nxt: TcpSeq,
     pub ts: Option<TsState>,
+    /// None in plain TCP.
+    pub data_ack: Option<DataSeq>,
 }
 
 /// How it ended, once it has.
@@ -162,8 +157,12 @@ pub struct Connection {
     pub data_rto_backoff: u32,
     /// Since when something is outstanding at data level and nothing of it was acknowledged.
     pub data_heard_at: Instant,
-    /// Then our subflow FINs leave, even without the peer's.
-    pub fin_hold_at: Option<Instant>,
+    /// Whose stream ended first, once the peer's has.
+    pub closed_first: Option<ClosedFirst>,
+    /// What our subflow FINs wait for, once both streams have ended.
+    pub fins: Fins,
+    /// The app aborted it, and the peer has not answered yet.
+    pub fastclose: Option<FastcloseWait>,
     /// Then whatever is left is reset.
     pub give_up_at: Option<Instant>,
     /// Since when no subflow is open, and one may join.
@@ -231,7 +230,9 @@ impl Connection {
             data_rto_at: None,
             data_rto_backoff: 0,
             data_heard_at: now,
-            fin_hold_at: None,
+            closed_first: None,
+            fins: Fins::NotDue,
+            fastclose: None,
             give_up_at: None,
             stranded_since: None,
             fast_open_pending: false,
@@ -336,9 +337,12 @@ impl Connection {
 
     /// The earliest timer of all.
     pub fn next_deadline(&self) -> Option<Instant> {
+        if let Some(wait) = &self.fastclose {
+            return wait.retry_at;
+        }
         let own = Instant::earliest([
             self.data_rto_at,
-            self.fin_hold_at,
+            self.fins.held_until(),
             self.give_up_at,
             self.addresses.next_deadline(),
         ]);
@@ -375,6 +379,12 @@ impl Connection {
     /// Does whatever is due at `now`.
     pub fn on_timeout(&mut self, now: Instant, metrics: &mut crate::metrics::Metrics) {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if let Some(wait) = &self.fastclose {
+            if due(wait.retry_at) {
+                self.on_fastclose_timeout();
+            }
+            return;
+        }
         for index in 0..self.subflows.capacity() {
             if due(self.user_timeout_at(index)) {
                 metrics.user_timeouts += 1;
@@ -431,17 +441,19 @@ impl Connection {
         if due(self.data_rto_at) {
             self.on_data_timeout(now, metrics);
         }
-        if due(self.fin_hold_at) {
-            self.fin_hold_at = None;
-            for (_, subflow) in &mut self.subflows {
-                subflow.fin_wanted = true;
-            }
+        if due(self.fins.held_until()) {
+            metrics.fin_hold_timeouts += 1;
+            self.release_fins(now);
         }
         if due(self.give_up_at) {
             self.give_up_at = None;
             metrics.give_up_timeouts += 1;
             self.end.get_or_insert(End::TimedOut);
-            self.reset_all(super::subflow::Reset::default());
+            if self.streams_closed() {
+                self.reset_all(super::subflow::Reset::default());
+            } else {
+                self.abort_at_once(End::TimedOut);
+            }
         }
     }
 

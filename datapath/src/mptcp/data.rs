@@ -542,6 +542,15 @@ impl DataSender {
         }
     }
 
+    /// Nothing of it is wanted any more, sent or not.
+    pub fn discard(&mut self) {
+        let end = self.end();
+        self.buffer.consume(self.buffer.len());
+        self.buffer.shrink();
+        (self.base, self.snd_una, self.snd_nxt) = (end, end, end);
+        self.reinject.remove_before(end);
+    }
+
     /// Marks `dsn..dsn + len` to be sent again, as far as it is not acknowledged. Octets that do
     /// not fit the set stay with the data-level timer.
     pub fn mark_reinject(&mut self, dsn: DataSeq, len: usize) {

@@ -1,7 +1,7 @@
 //! A segment comes in on a subflow: its checks and its acknowledgment. What else it carries goes on to
 //! the modules `handshake`, `options` and `text`.
 
-use super::close::RST_UNSPECIFIED;
+use super::close::{RST_UNSPECIFIED, count_reset};
 use super::connection::{Connection, End, Mode};
 use super::handshake::Completion;
 use super::subflow::Reset;
@@ -38,6 +38,10 @@ impl Connection {
     ) -> Received {
         let mut received = Received::default();
         if self.subflows[index].reset.is_some() {
+            return received;
+        }
+        if self.fastclose.is_some() {
+            self.on_fastclose_answer(index, segment, metrics);
             return received;
         }
         if !self.passes_checks(index, now, iface, segment, metrics, &mut received) {
@@ -77,10 +81,7 @@ impl Connection {
         {
             ts.update(option.tsval, now);
         }
-        if let Some(fastclose) = segment.tcp.options.mptcp.fastclose
-            && self.mode == Mode::Mptcp
-            && fastclose.receiver_key == self.local_key
-        {
+        if self.is_fastclose(segment) {
             self.on_fastclose(metrics);
             return received;
         }
@@ -253,28 +254,21 @@ impl Connection {
             }
             return;
         }
-        metrics.resets_received += 1;
         if let Some(tcprst) = segment.tcp.options.mptcp.tcprst {
-            metrics.mp_rst_rx += 1;
             subflow.barred = !tcprst.transient;
         }
-        if segment.tcp.options.mptcp.fail.is_some() {
-            metrics.mp_fail_rx += 1;
-        }
-        let fastclose = segment.tcp.options.mptcp.fastclose;
-        if self.mode == Mode::Mptcp && fastclose.is_some_and(|f| f.receiver_key == self.local_key) {
+        count_reset(segment, metrics);
+        if self.is_fastclose(segment) {
             // RFC 8684 §3.5: all other subflows are reset, nothing goes out on this one.
-            metrics.mp_fastclose_rx += 1;
-            self.end.get_or_insert(End::PeerAborted);
             self.drop_subflow(index, End::PeerAborted);
-            self.reset_all(Reset::with_reason(RST_UNSPECIFIED));
+            self.on_fastclose(metrics);
             return;
         }
         self.reinject_flight(index);
         self.drop_subflow(index, End::PeerAborted);
     }
 
-    /// MP_FASTCLOSE on an ACK (RFC 8684 §3.5): every subflow is answered with a RST.
+    /// RFC 8684 §3.5: every subflow that there is is answered with a RST.
     fn on_fastclose(&mut self, metrics: &mut Metrics) {
         metrics.mp_fastclose_rx += 1;
         self.end.get_or_insert(End::PeerAborted);

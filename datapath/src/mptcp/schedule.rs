@@ -127,6 +127,9 @@ impl Connection {
         if subflow.reset.is_some() {
             return true;
         }
+        if let Some(wait) = &self.fastclose {
+            return wait.due && wait.subflow == index;
+        }
         if subflow.state == State::SynReceived {
             return subflow.syn_ack_due || subflow.sends_early() && text_goes_to == Some(index);
         }
@@ -158,6 +161,9 @@ impl Connection {
     /// Sets what follows from the state as a whole: the persist timer, a DATA_FIN without data, and
     /// window updates. Called once after every change.
     pub fn refresh(&mut self, now: Instant) {
+        if self.fastclose.is_some() {
+            return;
+        }
         if let Some(index) = self.window_update_due() {
             self.subflows[index].rx.ack_now = true;
         }

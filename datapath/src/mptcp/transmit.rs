@@ -35,6 +35,14 @@ impl Connection {
         if subflow.reset.is_some() {
             return self.transmit_reset(index, frame, metrics);
         }
+        if let Some(wait) = self.fastclose {
+            let due = wait.due && wait.subflow == index;
+            return if due {
+                self.transmit_fastclose(index, now, frame, metrics)
+            } else {
+                0
+            };
+        }
         if subflow.state == State::SynReceived {
             return if subflow.syn_ack_due {
                 self.transmit_syn_ack(index, now, frame, metrics)
@@ -484,6 +492,28 @@ impl Connection {
         subflow.emit(frame, subflow.tx.iss, flags, 0, window, options, 0, 0)
     }
 
+    /// MP_FASTCLOSE on an ACK (RFC 8684 §3.5, option A).
+    fn transmit_fastclose(
+        &mut self,
+        index: usize,
+        now: Instant,
+        frame: &mut [u8],
+        metrics: &mut Metrics,
+    ) -> usize {
+        let subflow = &self.subflows[index];
+        let seq = subflow.tx.snd_nxt;
+        let mut options = TcpOptions {
+            timestamps: subflow.ts.map(|ts| ts.option(now)),
+            ..TcpOptions::default()
+        };
+        options.mptcp.fastclose = Some(MpFastclose {
+            receiver_key: self.remote_key,
+        });
+        metrics.mp_fastclose_tx += 1;
+        self.on_fastclose_sent(now);
+        self.write_headers(index, frame, seq, TcpFlags::ACK, options, 0, 0)
+    }
+
     /// The last segment of a subflow.
     fn transmit_reset(&mut self, index: usize, frame: &mut [u8], metrics: &mut Metrics) -> usize {
         let subflow = &self.subflows[index];
@@ -503,6 +533,7 @@ impl Connection {
         options.mptcp.fail = reset.fail_dsn.map(|dsn| MpFail { dsn });
         metrics.resets_sent += 1;
         metrics.mp_rst_tx += u64::from(options.mptcp.tcprst.is_some());
+        metrics.mp_fastclose_tx += u64::from(reset.fastclose_key.is_some());
         metrics.mp_fail_tx += u64::from(reset.fail_dsn.is_some());
         let flags = TcpFlags::RST | TcpFlags::ACK;
         let written = subflow.emit(frame, subflow.tx.snd_nxt, flags, 0, 0, options, 0, 0);

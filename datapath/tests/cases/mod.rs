@@ -1,9 +1,11 @@
 mod address;
 mod close;
 mod cookies;
+mod data_fin;
 mod ecn;
 mod fallback;
 mod fast_open;
+mod fastclose;
 mod hostile;
 mod join;
 mod loss;

@@ -3,8 +3,8 @@
 use mpx_datapath::app::App;
 use mpx_datapath::app::builtin::{Discard, Source};
 use mpx_datapath::engine::{
-    AddressPolicy, Engine, EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig,
-    SubflowReport, Versions,
+    AddressPolicy, Closing, Engine, EngineConfig, InterfaceConfig, JoinPolicy, Patience,
+    ServiceConfig, SubflowReport, Versions,
 };
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::rand::{ChaChaEntropy, Entropy};
@@ -78,6 +78,7 @@ impl Script {
             ecn: true,
             fast_open: FastOpen::Off,
             patience,
+            closing: Closing::default(),
         };
         let mut config = EngineConfig::new(vec![InterfaceConfig { mtu: 1500 }], vec![service]);
         change(&mut config);

@@ -5,7 +5,7 @@ use super::script::{ACK, FIN, SYN, Script};
 use crate::model::apps::{Behaviour, TestApp};
 use crate::model::token_and_idsn;
 use mpx_datapath::app::App;
-use mpx_datapath::engine::{Conn, Patience};
+use mpx_datapath::engine::{Closing, Conn, Patience};
 use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::time::Duration;
 use mpx_datapath::wire::mptcp::{CapableContent, DsnWidth, Dss, DssMapping, MpCapable};
@@ -99,7 +99,7 @@ impl Peer {
             }
             _ => {
                 peer.end_data();
-                peer.script.wait(Duration::from_secs(1));
+                peer.script.wait(Closing::default().hold_we_first);
                 peer.take_answers();
                 assert!(peer.fin, "its FIN left");
                 if state != "FIN-WAIT-1" && state != "CLOSING" {

@@ -333,6 +333,12 @@ impl Client {
         }
     }
 
+    /// MP_FASTCLOSE with another's key on a RST of one subflow.
+    pub fn fastclose_in_vain(&mut self, i: usize) {
+        self.server_key ^= 1;
+        self.subflows[i].reset_due = Some(true);
+    }
+
     /// MP_FASTCLOSE on an ACK of the first living subflow, sent until it is answered, and RST on the
     /// others (RFC 8684 §3.5).
     pub fn fastclose_by_ack(&mut self) {

@@ -11,7 +11,7 @@ use super::net::{Arrival, Net, Path, Sender, Side};
 use super::server::{MeshFaults, Server, ServiceSetup};
 use super::subflow::Again;
 use super::trace::{self, Tracer};
-use mpx_datapath::engine::{AddressPolicy, Patience, Versions};
+use mpx_datapath::engine::{AddressPolicy, Closing, Patience, Versions};
 use mpx_datapath::port::memory::{MemoryConfig, MemoryPort};
 use mpx_datapath::port::pcap::PcapPort;
 use mpx_datapath::port::{IfaceId, Port};
@@ -105,6 +105,7 @@ pub struct SimConfig {
     pub fast_open_pending_max: usize,
     pub time_wait_max: usize,
     pub patience: Patience,
+    pub closing: Closing,
     /// For the frames as the server sees them, in place of the file that the environment names.
     pub capture: Option<PathBuf>,
     /// Lists all frames.
@@ -146,6 +147,7 @@ impl SimConfig {
                 keepalive: None,
                 ..Patience::default()
             },
+            closing: Closing::default(),
             capture: std::env::var_os("MPX_TEST_PCAP").map(PathBuf::from),
             trace: std::env::var_os("MPX_TEST_TRACE").is_some(),
         }

@@ -312,8 +312,14 @@ impl Runner<'_> {
             };
             // Of several with that address the report does not say which one it means.
             let only = !clients.any(is_peer);
-            let delivered = self.sim.app.with_client(c, |r| r.received.len());
-            if let (true, Some(delivered)) = (only, delivered) {
+            let record = self
+                .sim
+                .app
+                .with_client(c, |r| (r.received.len(), r.closed));
+            // What an app has aborted it has no more use for.
+            if let (true, Some((delivered, closed))) = (only, record)
+                && closed != Some(CloseCause::Aborted)
+            {
                 let client = &self.sim.clients[c];
                 let acknowledged = client.acknowledged().min(client.written());
                 assert!(

@@ -2,7 +2,7 @@
 
 use mpx_datapath::app::{App, CloseCause, Readiness};
 use mpx_datapath::engine::{
-    AddressPolicy, Announce, Conn, ConnId, Conns, Engine, EngineConfig, EngineReport,
+    AddressPolicy, Announce, Closing, Conn, ConnId, Conns, Engine, EngineConfig, EngineReport,
     InterfaceConfig, JoinPolicy, Patience, ServiceConfig, Versions,
 };
 use mpx_datapath::metrics::Metrics;
@@ -115,6 +115,7 @@ impl Stack {
                 keepalive: None,
                 ..Patience::default()
             },
+            closing: Closing::default(),
         };
         let mtu = if addr.is_ipv6() { MTU_IPV6 } else { MTU_IPV4 };
         let mut config = EngineConfig::new(vec![InterfaceConfig { mtu }], vec![service]);

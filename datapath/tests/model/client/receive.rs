@@ -27,6 +27,7 @@ impl Client {
             "link addresses are not turned round"
         );
         let s = &mut self.subflows[i];
+        let options = &header.options;
         let reset = header.flags.contains(TcpFlags::RST);
         if s.reused && s.born.is_some_and(|born| number < born) {
             // Left over from an earlier flow.
@@ -38,6 +39,9 @@ impl Client {
             if reset {
                 s.state = State::Gone;
                 s.stop_timers();
+            } else if options.mptcp.fastclose.is_some() {
+                // RFC 8684 §3.5: both at once.
+                s.reset_due = Some(false);
             }
         } else if s.state == State::SynSent {
             self.on_syn_ack(i, header);
@@ -201,12 +205,8 @@ impl Client {
                 s.state = State::Reset(options.mptcp.tcprst.map(|r| r.reason));
                 s.reset_transient = options.mptcp.tcprst.map(|r| r.transient);
                 s.stop_timers();
-                if let Some(MpFastclose { receiver_key }) = options.mptcp.fastclose {
-                    assert_eq!(
-                        receiver_key, self.key,
-                        "MP_FASTCLOSE with somebody else's key"
-                    );
-                    self.fastclosed = true;
+                if let Some(fastclose) = options.mptcp.fastclose {
+                    self.on_fastclose(fastclose);
                 }
                 self.carry_again(i);
             }
@@ -259,6 +259,10 @@ impl Client {
             mptcp.add_addr.is_some() || mptcp.remove_addr.is_some() || mptcp.prio.is_some();
         let mapped = mptcp.dss.is_some_and(|d| d.mapping.is_some());
         let pure = payload.is_empty() && !fin && !mapped && !signals;
+        if let Some(fastclose) = options.mptcp.fastclose {
+            self.on_fastclose(fastclose);
+            return;
+        }
         let window = u64::from(header.window) << s.peer_scale;
         let ack = unwrap(s.iss, s.snd_una, header.ack.0);
         s.ecn.on_segment(segment, ack, s.snd_nxt);
@@ -284,6 +288,16 @@ impl Client {
         self.on_payload(i, at, payload, fin);
         if progress {
             self.prune();
+        }
+    }
+
+    /// RFC 8684 §3.5: every subflow that there is gets a RST. Those that have ended know nothing of it.
+    fn on_fastclose(&mut self, fastclose: MpFastclose) {
+        let ours = fastclose.receiver_key == self.key;
+        assert!(ours, "MP_FASTCLOSE with somebody else's key");
+        self.fastclosed = true;
+        for s in self.subflows.iter_mut().filter(|s| s.alive()) {
+            s.reset_due = Some(false);
         }
     }
 
