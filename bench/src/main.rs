@@ -108,6 +108,9 @@ struct LoadArgs {
     /// Close with RST or MP_FASTCLOSE, which leaves no TIME-WAIT behind
     #[arg(long)]
     rst_close: bool,
+    /// Ask the HTTP server to close after its response, and wait until it has (short)
+    #[arg(long, requires = "http", conflicts_with = "rst_close")]
+    server_closes: bool,
     /// Count a connection that fell back to TCP as an error
     #[arg(long)]
     require_mptcp: bool,
@@ -296,6 +299,7 @@ fn plan(args: &LoadArgs) -> Result<Plan, String> {
         rate_per_s: args.rate,
         timeout: args.timeout,
         reset_on_close: args.rst_close,
+        server_closes: args.server_closes,
         require_mptcp: args.require_mptcp,
         verify_source: args.verify,
     })

@@ -68,6 +68,7 @@ fn plan(mode: Mode, target: SocketAddr, limit: Limit) -> Plan {
         rate_per_s: None,
         timeout: Duration::from_secs(10),
         reset_on_close: false,
+        server_closes: false,
         require_mptcp: false,
         verify_source: false,
     }
@@ -290,6 +291,30 @@ fn http_keep_alive_and_the_servers_close() {
     plan.response_bytes = Some(2999);
     let (report, _) = run(&plan);
     assert_eq!(errors(&report, ErrorKind::HttpMalformed), 200, "{report}");
+}
+
+#[test]
+fn the_server_closes_first_where_it_is_asked_to() {
+    let addr = serve_with(|mut stream| {
+        let mut request = [0; 4096];
+        let n = stream.read(&mut request).unwrap_or(0);
+        assert!(request[..n].ends_with(b"\r\nConnection: close\r\n\r\n"));
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx");
+        // A client that closed first would not wait for this.
+        stream
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
+        let early = stream.read(&mut request);
+        assert!(early.is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock));
+    });
+    let plan = Plan {
+        http_path: Some("/".into()),
+        server_closes: true,
+        ..plan(Mode::Short, addr, Limit::Count(32))
+    };
+    let (report, outcome) = run(&plan);
+    assert_eq!((report.operations, report.errors), (32, 0), "{report}");
+    assert!(outcome.elapsed >= Duration::from_millis(50));
 }
 
 /// One operation of a closed loop would hide a stall: the generator would wait with the server.

@@ -3,6 +3,7 @@
 
 mod backend;
 mod cleanup;
+mod close_load;
 mod content;
 mod counters;
 mod demo;
@@ -86,6 +87,8 @@ enum Command {
     /// Measures one download over an emulated link, mpxd against the kernel's TCP in the same run, and
     /// writes a table and a plot
     Goodput(goodput::Options),
+    /// Closes many short connections of kernel clients and counts what is left in TIME-WAIT
+    CloseLoad(close_load::Options),
     /// Measures how fast a link the emulator can be on one core
     LinkSpeed {
         /// As in `veth up --link`
@@ -232,6 +235,7 @@ fn run(command: Command) -> Result<(), String> {
             kind: server,
         }),
         Command::Figures { runs, seconds } => figures::run(runs, seconds),
+        Command::CloseLoad(options) => close_load::run(&options),
         Command::Goodput(options) => goodput::run(&options),
         Command::SteeringCost { rounds } => steering::run(rounds),
         Command::LinkSpeed { link, seconds } => link::measure(&link, seconds),

@@ -75,6 +75,7 @@ pub(crate) struct Config {
     pub(crate) interface_keys: String,
     pub(crate) services: Vec<Service>,
     pub(crate) drain_timeout: Duration,
+    pub(crate) time_wait: Duration,
     /// Further top-level keys, as TOML.
     pub(crate) keys: String,
 }
@@ -86,6 +87,7 @@ impl Config {
             interface_keys: String::new(),
             services,
             drain_timeout: Duration::from_secs(20),
+            time_wait: TIME_WAIT,
             keys: String::new(),
         }
     }
@@ -94,7 +96,7 @@ impl Config {
         let mut text = format!(
             "control_socket = {:?}\ntime_wait_ms = {}\ndrain_timeout_ms = {}\n{}",
             socket,
-            TIME_WAIT.as_millis(),
+            self.time_wait.as_millis(),
             self.drain_timeout.as_millis(),
             self.keys
         );

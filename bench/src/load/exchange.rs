@@ -70,6 +70,8 @@ struct Slot {
     sent: u64,
     received: u64,
     http: ResponseReader,
+    /// The response is complete, and the server is to close.
+    answered: bool,
     http_request: Vec<u8>,
 }
 
@@ -102,10 +104,15 @@ impl<'a> Worker<'a> {
             sent: 0,
             received: 0,
             http: ResponseReader::default(),
+            answered: false,
             http_request: match &plan.http_path {
                 Some(path) => {
                     let (host, _) = shared.route(connection);
-                    format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n").into_bytes()
+                    let close = match plan.server_closes {
+                        true => "Connection: close\r\n",
+                        false => "",
+                    };
+                    format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{close}\r\n").into_bytes()
                 }
                 None => Vec::new(),
             },
@@ -257,6 +264,7 @@ impl<'a> Worker<'a> {
         slot.sent = 0;
         slot.received = 0;
         slot.http = ResponseReader::default();
+        slot.answered = false;
         Ok(())
     }
 
@@ -340,7 +348,7 @@ impl<'a> Worker<'a> {
                 return Ok(());
             };
             let n = match stream.read(&mut self.buffer) {
-                Ok(0) => return self.end_of_stream(index),
+                Ok(0) => return self.end_of_stream(index, schedule),
                 Ok(n) => n,
                 Err(e) if e.kind() == WouldBlock => return Ok(()),
                 Err(e) if e.kind() == Interrupted => continue,
@@ -348,6 +356,10 @@ impl<'a> Worker<'a> {
             };
             self.tally.bytes_received += n as u64;
             if let Step::Complete { server_closes } = self.take(index, n)? {
+                if self.plan.server_closes {
+                    self.slots[index].answered = true;
+                    continue;
+                }
                 let keep = self.plan.mode == Mode::Rr && !server_closes;
                 self.complete(index, keep, schedule);
                 if !keep {
@@ -409,7 +421,15 @@ impl<'a> Worker<'a> {
         self.issue(schedule, now);
     }
 
-    fn end_of_stream(&mut self, index: usize) -> Result<(), Failure> {
+    fn end_of_stream(
+        &mut self,
+        index: usize,
+        schedule: &mut Option<Schedule>,
+    ) -> Result<(), Failure> {
+        if self.slots[index].answered {
+            self.complete(index, false, schedule);
+            return Ok(());
+        }
         if self.slots[index].operation.is_some() {
             let what = "end of stream instead of the answer".into();
             return Err((ErrorKind::ShortRead, what));

@@ -76,6 +76,8 @@ pub(crate) struct Plan {
     pub(crate) rate_per_s: Option<f64>,
     pub(crate) timeout: Duration,
     pub(crate) reset_on_close: bool,
+    /// `short` over HTTP: the server is asked to close, and the operation lasts until it has.
+    pub(crate) server_closes: bool,
     pub(crate) require_mptcp: bool,
     /// `down`: the server sends the pattern of `echo-server --mode source`.
     pub(crate) verify_source: bool,

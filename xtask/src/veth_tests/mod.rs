@@ -7,6 +7,7 @@
 
 mod addresses;
 mod bad_input;
+mod close;
 mod diagnostics;
 mod ecn;
 mod emulated;
@@ -142,6 +143,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(shutdown::cases());
     cases.extend(tools::cases());
     cases.extend(diagnostics::cases());
+    cases.extend(close::cases());
     cases.extend(bad_input::cases());
     cases
 }

@@ -63,7 +63,7 @@ fn wrk(lab: &Lab, options: &[&str]) -> Result<(), String> {
     at_least(requests_before(&text, " requests in "), 100, &text)
 }
 
-fn iperf3(lab: &mut Lab, options: &[&str]) -> Result<(), String> {
+pub(super) fn iperf3(lab: &mut Lab, options: &[&str]) -> Result<(), String> {
     let _server = iperf3_server(lab)?;
     let text = tool(lab, "iperf3")
         .args(["-J", "-t", "3", "-p", &IPERF.to_string(), "-c"])
