@@ -528,12 +528,13 @@ impl Connection {
         };
         options.mptcp.fastclose = reset
             .fastclose_key
+            .filter(|_| self.version.has_fastclose_on_reset())
             .map(|receiver_key| MpFastclose { receiver_key });
         options.mptcp.tcprst = reset.reason.filter(|_| self.version.gives_reasons());
         options.mptcp.fail = reset.fail_dsn.map(|dsn| MpFail { dsn });
         metrics.resets_sent += 1;
         metrics.mp_rst_tx += u64::from(options.mptcp.tcprst.is_some());
-        metrics.mp_fastclose_tx += u64::from(reset.fastclose_key.is_some());
+        metrics.mp_fastclose_tx += u64::from(options.mptcp.fastclose.is_some());
         metrics.mp_fail_tx += u64::from(reset.fail_dsn.is_some());
         let flags = TcpFlags::RST | TcpFlags::ACK;
         let written = subflow.emit(frame, subflow.tx.snd_nxt, flags, 0, 0, options, 0, 0);

@@ -150,6 +150,12 @@ impl Version {
         self == Version::V1
     }
 
+    /// Whether MP_FASTCLOSE may be on a RST.
+    // RFC 8684 §3.5, option R. In RFC 6824 §3.5 it is on an ACK of one subflow, and RSTs are plain.
+    pub fn has_fastclose_on_reset(self) -> bool {
+        self == Version::V1
+    }
+
     /// Whether a RST says why, by MP_TCPRST.
     // RFC 8684 §3.6. RFC 6824 has no such option.
     pub fn gives_reasons(self) -> bool {

@@ -12,6 +12,7 @@ use crate::model::net::Side;
 use crate::model::sim::{Family, Sim, SimConfig};
 use crate::model::subflow::State;
 use crate::model::{assert_same, dss_checksum, stream, token_and_idsn_v0};
+use mpx_datapath::app::CloseCause;
 use mpx_datapath::app::builtin::{Discard, Source};
 use mpx_datapath::engine::{Fallback, Patience, ServiceConfig, Versions};
 use mpx_datapath::port::IfaceId;
@@ -535,6 +536,39 @@ fn a_fastclose_of_the_client_ends_all_subflows() {
     sim.finish();
     assert_eq!(sim.server.count(|m| m.mp_fastclose_rx), 1);
     assert_eq!(sim.server.count(|m| m.mp_rst_tx), 0);
+}
+
+// RFC 6824 §3.5: ours leaves on an ACK of one subflow, until a RST answers it; the other subflow has a
+// plain RST, as the model client sees.
+#[test]
+fn an_abort_of_the_application_is_told_on_an_ack_until_it_is_answered() {
+    for lost in [0, 2] {
+        let app = Behaviour {
+            abort_after_bytes: Some(1000),
+            ..Behaviour::default()
+        };
+        let mut sim = Sim::new(config(app));
+        let c = sim.connect(client());
+        sim.clients[c].send(b"hello");
+        sim.run(|sim| sim.clients[c].may_join());
+        let at = sim.join(c, 1);
+        sim.run(|sim| sim.clients[c].subflows[at].open());
+        sim.settle();
+        let cut = (lost > 0).then_some(Side::Client);
+        for path in &mut sim.net.paths {
+            path.cut_towards = cut;
+        }
+        sim.clients[c].send(&[7; 2000]);
+        sim.run(|sim| sim.server.count(|m| m.mp_fastclose_tx) == lost.max(1));
+        for path in &mut sim.net.paths {
+            path.cut_towards = None;
+        }
+        sim.run(|sim| sim.clients[c].fastclosed);
+        sim.run(|sim| sim.clients[c].closed());
+        sim.finish();
+        assert_eq!(sim.server.count(|m| m.mp_fastclose_tx), 1 + lost);
+        assert_eq!(sim.app.record().closed, Some(CloseCause::Aborted));
+    }
 }
 
 // A download of version 0 survives the loss of either path, and one subflow's reset.

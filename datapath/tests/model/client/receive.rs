@@ -199,8 +199,9 @@ impl Client {
         if header.flags.contains(TcpFlags::RST) {
             // RFC 5961 §3.2: only the very next number resets, others in the window are challenged.
             s.needs_ack |= at > s.rcv_nxt && at < s.edge;
-            // RFC 6824 has no MP_TCPRST.
-            assert!(self.config.version > 0 || options.mptcp.tcprst.is_none());
+            // RFC 6824 has no MP_TCPRST, and MP_FASTCLOSE on ACKs only (§3.5).
+            let (reason, fastclose) = (options.mptcp.tcprst, options.mptcp.fastclose);
+            assert!(self.config.version > 0 || reason.is_none() && fastclose.is_none());
             if at == s.rcv_nxt {
                 s.state = State::Reset(options.mptcp.tcprst.map(|r| r.reason));
                 s.reset_transient = options.mptcp.tcprst.map(|r| r.transient);
