@@ -198,7 +198,7 @@ impl Engine {
             entropy,
             draining: false,
             icmp_limit: RateLimit::new(icmp::ERRORS_PER_SECOND_MAX),
-            neighbors: Neighbors::new(now, &config.announced),
+            neighbors: Neighbors::new(now, &config),
             flow_lookup_limit: RateLimit::new(config.steering.flow_lookups_per_second_max),
             mesh: Mesh::new(&config),
             fallbacks: Fallbacks::default(),

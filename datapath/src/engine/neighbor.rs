@@ -2,6 +2,7 @@
 //! and everybody is told at the start.
 
 use super::Engine;
+use super::config::EngineConfig;
 use super::limit::RateLimit;
 use crate::port::IfaceId;
 use crate::time::{Duration, Instant};
@@ -34,9 +35,10 @@ pub(super) struct Neighbors {
 }
 
 impl Neighbors {
-    /// Announcements begin at once, where there is anything to announce.
-    pub(super) fn new(now: Instant, announced: &[Announced]) -> Neighbors {
-        let some = announced.iter().any(|a| !a.addresses.is_empty());
+    /// Announcements begin at once, where there is anything to announce; one worker's are enough.
+    pub(super) fn new(now: Instant, config: &EngineConfig) -> Neighbors {
+        let mut announced = config.announced.iter();
+        let some = config.steering.worker == 0 && announced.any(|a| !a.addresses.is_empty());
         Neighbors {
             limit: RateLimit::new(ANSWERS_PER_SECOND_MAX),
             announcements: if some { ANNOUNCEMENTS } else { 0 },
@@ -100,19 +102,21 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{EngineConfig, InterfaceConfig};
+    use crate::engine::InterfaceConfig;
     use crate::rand::ChaChaEntropy;
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
     /// Two interfaces; 192.0.2.7 is announced on the first.
-    fn engine(now: Instant) -> Engine {
+    fn engine(now: Instant, worker: u32) -> Engine {
         let interfaces = vec![InterfaceConfig { mtu: 1500 }; 2];
         let mut config = EngineConfig::new(interfaces, Vec::new());
         config.announced = vec![Announced {
             mac: MAC,
             addresses: vec!["192.0.2.7".parse().expect("an address")],
         }];
+        (config.owner, config.owners) = (worker, 2);
+        (config.steering.worker, config.steering.workers) = (worker, 2);
         let entropy = Box::new(ChaChaEntropy::deterministic(1));
         Engine::new(config, Vec::new(), now, entropy)
     }
@@ -141,7 +145,7 @@ mod tests {
     #[test]
     fn only_what_is_announced_is_answered_and_only_there() {
         let now = Instant::ZERO;
-        let mut engine = engine(now);
+        let mut engine = engine(now, 1);
         engine.on_frame(now, IfaceId(0), &request([192, 0, 2, 7]));
         assert_eq!(sent(&mut engine, now, 0), [2]);
         engine.on_frame(now, IfaceId(0), &request([192, 0, 2, 8]));
@@ -160,7 +164,12 @@ mod tests {
     #[test]
     fn an_address_is_announced_twice() {
         let start = Instant::from_millis(5000);
-        let mut engine = engine(start);
+        assert_eq!(
+            engine(start, 1).next_timeout(),
+            None,
+            "one worker's are enough"
+        );
+        let mut engine = engine(start, 0);
         assert_eq!(engine.next_timeout(), Some(start));
         engine.on_timeout(start);
         assert_eq!(sent(&mut engine, start, 0), [1]);

@@ -8,9 +8,10 @@ use super::Case;
 use super::faults::succeed;
 use super::lab::{Client, Lab, WEB};
 use crate::process::until;
-use crate::server::spawn_peer_server;
+use crate::server::{Config, spawn_peer_server};
 use crate::topology::{Family, server_socket};
 
+const JOINS: &str = include_str!("joins.py");
 const MIB: u64 = 1 << 20;
 /// A subflow that carried more than this carried data.
 const USED: u64 = 500_000;
@@ -36,6 +37,18 @@ pub(super) fn cases() -> Vec<Case> {
                 config.services[0].keys +=
                     &format!("[[service.announce]]\naddress = \"{address}\"\nport = {port}\n");
             }
+        }),
+        Case::new("joins_that_nobody_takes_are_the_kernels", |lab| {
+            // A malformed option is as good as absent; the kernel knows none of the ports but ours.
+            answers(lab, ["0x14", "0x14", "0x14", "0x12", "0x14"], 0)
+        })
+        .configured(|config| only_at(config, JOINED[0].1)),
+        Case::new("joins_that_nobody_takes_are_dropped", |lab| {
+            answers(lab, ["0x14", "0x14", "nothing", "nothing", "nothing"], 3)
+        })
+        .configured(|config| {
+            only_at(config, JOINED[0].1);
+            config.keys += "drop_invalid_joins = true\n";
         }),
         own_address("ipv4", "10.9.1.77", "ip neigh show to"),
         own_address("ipv6", "fd00:9:1::77", "ip -6 neigh show to"),
@@ -138,6 +151,43 @@ fn carried(connection: &Value) -> Vec<(String, u64)> {
         Some((local, subflow["bytes_sent"].as_u64()?))
     };
     subflows.filter_map(carried).collect()
+}
+
+/// Besides service ports.
+fn only_at(config: &mut Config, port: u16) {
+    for service in &mut config.services {
+        service.keys.insert_str(0, &format!("joins = [{port}]\n"));
+    }
+}
+
+/// Joins of a token that nobody has: where they are taken, where they are not, and malformed.
+fn answers(lab: &mut Lab, flags: [&str; 5], dropped: u64) -> Result<(), String> {
+    let joins = ["8080 12", "80 12", "8081 12", "80 11", "8080 16"];
+    let wanted = joins.iter().zip(flags);
+    let wanted: String = wanted.map(|(j, flags)| format!("{j} {flags}\n")).collect();
+    let address = server_socket(Family::V4, 1, WEB).ip().to_string();
+    let python = lab.topology.client.cmd("python3");
+    let answers = python
+        .args(["-c", JOINS, &address])
+        .input(joins.join("\n"))
+        .run()?;
+    if answers.trim() != wanted.trim() {
+        return Err(format!(
+            "PORT LENGTH FLAGS were {answers:?}, not {wanted:?}"
+        ));
+    }
+    let status = lab.mpxd()?.status()?;
+    let found = (
+        status.xdp("XdpDropInvalidJoin")?,
+        status.counter("MPJoinSynRx")?,
+    );
+    match found == (dropped, 2) {
+        true => Ok(()),
+        false => Err(format!(
+            "dropped and taken: {found:?}, not {:?}",
+            (dropped, 2)
+        )),
+    }
 }
 
 /// An address that the kernel does not have is announced, answered for, and served.
