@@ -191,15 +191,22 @@ impl Secrets {
         prf(&self.timestamp, src, dst)
     }
 
-    /// Two MACs for a SYN cookie: of 4-tuple and tick alone, and of everything.
+    /// MAC of the 4-tuple and the tick of a SYN cookie.
     // RFC 4987 §3.6.
-    pub fn cookie_macs(&self, facts: &SynFacts) -> (u32, u32) {
+    pub fn cookie_tuple_mac(&self, facts: &SynFacts) -> u32 {
         let mut hasher = keyed_by_tuple(&self.cookie, facts.local, facts.remote);
         hasher.write_u32(facts.tick);
-        let of_tuple = hasher.finish() as u32;
+        hasher.finish() as u32
+    }
+
+    /// MAC of everything, and of what the cookie says beside.
+    pub fn cookie_mac(&self, facts: &SynFacts, content: u32) -> u32 {
+        let mut hasher = keyed_by_tuple(&self.cookie, facts.local, facts.remote);
+        hasher.write_u32(facts.tick);
         hasher.write_u32(facts.irs.0);
         hasher.write_u8(facts.timestamps.into());
-        (of_tuple, hasher.finish() as u32)
+        hasher.write_u32(content);
+        hasher.finish() as u32
     }
 
     /// The key that a stateless SYN/ACK offers; `number` tells those for one SYN apart and can be read

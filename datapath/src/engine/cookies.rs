@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! ISN    the 4-tuple's number of RFC 6528, its clock's low 24 bits replaced:
-//!        12 of a MAC of 4-tuple and tick, 12 of a MAC of those and the SYN plus the place of the MSS
+//!        12 of a MAC of all, 12 of a MAC of 4-tuple and tick plus the place of the MSS in a table
 //! TSval  above the owner: 4 window scale (15: none), 1 SACK, 1 ECN
 //! key    56 of a PRF of 4-tuple, tick and the SYN's number, 8 of how often that was tried
 //! ```
@@ -73,6 +73,11 @@ impl Engine {
     /// The cookie for a SYN that names this MSS.
     pub(super) fn cookie(&self, facts: &SynFacts, mss: u16) -> TcpSeq {
         encode(&self.secrets, facts, mss)
+    }
+
+    /// No connection but the one under way begins with this number. Returns whether that is news.
+    pub(super) fn spend_cookie(&mut self, now: Instant, key: &FlowKey, iss: TcpSeq) -> bool {
+        self.spent_cookies.spend(now, key, iss, LIFETIME)
     }
 
     /// Answers a SYN to `service` and keeps nothing of it.
@@ -187,9 +192,14 @@ impl Engine {
             self.metrics.memory_refused += 1;
             return true;
         }
+        // A late copy of a segment is to open no second connection, nor bring its text twice.
+        let iss = header.ack - 1;
+        if !self.spend_cookie(now, &key, iss) {
+            self.metrics.syncookies_failed += 1;
+            return false;
+        }
         self.metrics.syncookies_recv += 1;
         let capable = self.returned_key(&facts, segment);
-        let iss = header.ack - 1;
         let opening = Opening {
             service,
             offer,
@@ -328,14 +338,11 @@ fn encode(secrets: &Secrets, facts: &SynFacts, mss: u16) -> TcpSeq {
     let place = table
         .partition_point(|&entry| entry <= mss)
         .saturating_sub(1) as u32;
-    let (of_tuple, of_syn) = macs(secrets, facts);
-    let low = of_tuple << MAC_BITS | of_syn.wrapping_add(place) & MAC_MASK;
+    let of_all = secrets.cookie_mac(facts, place) & MAC_MASK;
+    let of_tuple = secrets.cookie_tuple_mac(facts).wrapping_add(place) & MAC_MASK;
+    let number = facts.tick << TICK_BITS | of_all << MAC_BITS | of_tuple;
     let base = secrets.isn(Instant::ZERO, facts.local, facts.remote);
-    TcpSeq(
-        base.0
-            .wrapping_add(facts.tick << TICK_BITS)
-            .wrapping_add(low),
-    )
+    TcpSeq(base.0.wrapping_add(number))
 }
 
 /// What `iss` is, for a segment that would have `facts` at the present tick.
@@ -347,20 +354,16 @@ fn decode(secrets: &Secrets, mut facts: SynFacts, iss: TcpSeq) -> Cookie {
         return Cookie::Wrong;
     }
     facts.tick = facts.tick.wrapping_sub(u32::from(age));
-    let (of_tuple, of_syn) = macs(secrets, &facts);
-    if number >> MAC_BITS & MAC_MASK != of_tuple {
+    // In the lowest bits, which differ as soon as anything more is acknowledged than our SYN.
+    let place = number.wrapping_sub(secrets.cookie_tuple_mac(&facts)) & MAC_MASK;
+    let Some(&mss) = mss_table(&facts).get(place as usize) else {
         return Cookie::Wrong;
+    };
+    let of_all = secrets.cookie_mac(&facts, place) & MAC_MASK;
+    match number >> MAC_BITS & MAC_MASK == of_all {
+        true => Cookie::Valid { facts, mss },
+        false => Cookie::OfLaterSegment,
     }
-    let place = number.wrapping_sub(of_syn) & MAC_MASK;
-    match mss_table(&facts).get(place as usize) {
-        Some(&mss) => Cookie::Valid { facts, mss },
-        None => Cookie::OfLaterSegment,
-    }
-}
-
-fn macs(secrets: &Secrets, facts: &SynFacts) -> (u32, u32) {
-    let (of_tuple, of_syn) = secrets.cookie_macs(facts);
-    (of_tuple & MAC_MASK, of_syn & MAC_MASK)
 }
 
 fn mss_table(facts: &SynFacts) -> &'static [u16; 8] {

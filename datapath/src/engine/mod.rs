@@ -19,6 +19,7 @@ mod neighbor;
 mod open;
 mod policy;
 mod report;
+mod spent;
 mod steer;
 mod stranded;
 mod time_wait;
@@ -60,6 +61,7 @@ use limit::{RateLimit, SourceLimit};
 use neighbor::Neighbors;
 use policy::Backups;
 use slab::Slab;
+use spent::SpentCookies;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use steer::Mesh;
@@ -113,6 +115,7 @@ pub struct Engine {
     stranded: Stranded,
     /// Until then a SYN cookie may come back.
     cookies_until: Option<Instant>,
+    spent_cookies: SpentCookies,
     backups: Backups,
     flows: FlowTable,
     tokens: HashMap<u32, u32, rustc_hash::FxBuildHasher>,
@@ -175,6 +178,7 @@ impl Engine {
             half_open: 0,
             stranded: Stranded::default(),
             cookies_until: None,
+            spent_cookies: SpentCookies::new(config.time_wait_max, &mut *entropy),
             backups: Backups::default(),
             flows: FlowTable::new(&mut *entropy),
             tokens: HashMap::default(),

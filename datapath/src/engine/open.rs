@@ -95,10 +95,13 @@ impl Engine {
         let may_have_one = self.cookies_may_return(now) && last_used.is_none();
         if may_have_one {
             iss = self.cookie(&facts, offer.mss);
+            self.spend_cookie(now, &key, iss);
         }
         let capable = self.offered_capable(service, segment).and_then(|asked| {
             let key = match asked.version {
                 Version::V1 if may_have_one => self.cookie_key(&facts),
+                // With a cookie it was offered none.
+                Version::V0 if may_have_one => None,
                 version => self.draw_key(version),
             }?;
             Some(Capable { key, asked })

@@ -226,7 +226,7 @@ fn a_cookie_is_taken_to_the_end_of_the_tick_after_its_own() {
 
 #[test]
 fn what_is_no_cookie_is_reset() {
-    for bit in (12..32).step_by(3) {
+    for bit in [3, 4, 7, 11, 25, 28, 31] {
         let mut script = script(|_| {});
         let answer = syn_ack(&mut script, all_options());
         let wrong = TcpSeq((answer.seq + 1).0 ^ 1 << bit);
@@ -234,6 +234,13 @@ fn what_is_no_cookie_is_reset() {
         assert_eq!(script.engine.metrics.syncookies_failed, 1);
         assert_reset(&mut script);
     }
+    // Nor is it where it may be that of a segment that came too early.
+    let mut early = script(|_| {});
+    let answer = syn_ack(&mut early, all_options());
+    let wrong = TcpSeq((answer.seq + 1).0 ^ 1 << 18);
+    early.send(ISS + 1, wrong, ACK, third_ack(&answer), b"");
+    assert_eq!(early.engine.metrics.syncookies_awaited, 1);
+    assert_eq!(early.engine.connections(), 0);
     // Not our TSval, or none although the SYN had one.
     for tsecr in [Some(0x8000_0000), None] {
         let mut script = script(|_| {});
@@ -280,6 +287,21 @@ fn the_first_text_does_for_a_third_ack_that_was_lost() {
     script.send(ISS + 1, ack, ACK, options, b"hello");
     assert_eq!(script.engine.open_connections(), 1);
     assert_eq!(script.engine.metrics.syncookies_recv, 1);
+}
+
+#[test]
+fn a_late_copy_opens_no_second_connection() {
+    let mut script = script(|_| {});
+    let answer = syn_ack(&mut script, TcpOptions::default());
+    let ack = answer.seq + 1;
+    for opened in [true, false] {
+        script.send(ISS + 1, ack, ACK, TcpOptions::default(), b"hello");
+        assert_eq!(script.engine.open_connections(), usize::from(opened));
+        script.send(ISS + 6, ack, TcpFlags::RST, TcpOptions::default(), b"");
+    }
+    let metrics = &script.engine.metrics;
+    let counts = (metrics.syncookies_recv, metrics.syncookies_failed);
+    assert_eq!(counts, (1, 1));
 }
 
 // RFC 8684 §3.1: keys that nobody exchanged are no reason to refuse the connection.

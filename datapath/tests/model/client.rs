@@ -68,6 +68,10 @@ pub struct ClientConfig {
     pub echoes: bool,
     /// The server is short of memory: after a timeout what it SACKed is sent again (RFC 2018 §5, §8).
     pub server_may_renege: bool,
+    /// The server forgets the SYNs that it answers: a later answer may differ (RFC 4987 §3.6).
+    pub server_may_forget: bool,
+    /// Somebody else sends in its name, and the server answers that, too.
+    pub impersonated: bool,
     pub seed: u64,
 }
 
@@ -113,6 +117,8 @@ impl ClientConfig {
             quirks: Quirks::default(),
             echoes: true,
             server_may_renege: false,
+            server_may_forget: false,
+            impersonated: false,
             seed: 1,
         }
     }
@@ -612,7 +618,8 @@ impl Client {
         self.token_and_idsn(self.key).1.wrapping_sub(syn_text)
     }
 
-    fn token(&self) -> u32 {
+    /// The server's, by which joins name the connection.
+    pub fn token(&self) -> u32 {
         self.token_and_idsn(self.server_key).0
     }
 

@@ -160,6 +160,13 @@ impl Server {
         Verdict::Taken
     }
 
+    /// Each engine has time to draw keys.
+    pub fn refill_keys(&mut self, draws_max: u32) {
+        for engine in self.engines_mut() {
+            engine.refill_keys(draws_max);
+        }
+    }
+
     pub fn on_timeout(&mut self, now: Instant) {
         self.now = now;
         self.engines_mut().for_each(|e| e.on_timeout(now));

@@ -402,6 +402,14 @@ impl Sim {
         }
     }
 
+    /// A frame that no client sent arrives at once.
+    pub fn strike(&mut self, iface: IfaceId, frame: &[u8]) {
+        self.app.log.borrow_mut().visitor = None;
+        let taken = self.port.inner_mut().inject(iface, frame);
+        assert!(taken, "port is full");
+        self.receive();
+    }
+
     /// The engines take in what is in the port.
     fn receive(&mut self) {
         let (server, now) = (&mut self.server, self.now);

@@ -7,6 +7,7 @@
 
 #![allow(unreachable_pub)]
 
+mod flood;
 #[allow(dead_code, reason = "another test program uses the rest")]
 #[path = "../model/mod.rs"]
 mod model;

@@ -1,5 +1,6 @@
 //! One seed from the first frame to the last, and what must hold meanwhile and afterwards.
 
+use crate::flood;
 use crate::model::client::{Client, Mode};
 use crate::model::sim::{Family, Sim};
 use crate::model::subflow::{Role, State};
@@ -137,6 +138,10 @@ impl Runner<'_> {
                 self.sim.net.paths[*path] = *change;
             }
             self.act(passed, true);
+            if let Some(flood) = &self.scenario.flood {
+                flood::strike(&mut self.sim, flood, tick);
+            }
+            self.sim.server.refill_keys(self.scenario.idle_draws);
             self.advance(tick);
             tick += 1;
         }
@@ -288,6 +293,10 @@ impl Runner<'_> {
         let config = &self.scenario.sim;
         assert!(report.connections <= config.connections_max, "{report:?}");
         assert!(report.half_open <= config.half_open_max, "{report:?}");
+        // Those that follow a connection in TIME-WAIT are kept even so.
+        let recycled = self.sim.server.count(|m| m.time_wait_recycled) as usize;
+        let kept_max = config.syn_cookies_from.saturating_add(recycled);
+        assert!(report.half_open <= kept_max, "{report:?}");
         assert!(report.time_wait <= config.time_wait_max, "{report:?}");
         let memory = &report.memory;
         assert!(memory.used_bytes <= memory.limit_bytes, "{memory:?}");
@@ -356,9 +365,12 @@ impl Runner<'_> {
             noticed, self.sim.corrupted_to_server,
             "frames dropped as damaged, and frames that were"
         );
-        let timeouts = server.count(|m| {
-            m.subflow_timeouts + m.give_up_timeouts + m.syn_ack_timeouts + m.stranded_overflow
-        });
+        let mut timeouts =
+            server.count(|m| m.subflow_timeouts + m.give_up_timeouts + m.stranded_overflow);
+        if self.scenario.flood.is_none() {
+            // Strangers complete no handshake.
+            timeouts += server.count(|m| m.syn_ack_timeouts);
+        }
         self.check_given_up();
         let mut outcome = Outcome::default();
         for actor in &self.actors {

@@ -1,5 +1,6 @@
 //! What a seed stands for: paths and their weather, clients and their manners, apps, limits.
 
+use crate::flood::{Flood, Kind};
 use crate::model::Rng;
 use crate::model::apps::Behaviour;
 use crate::model::client::{AckPolicy, ClientConfig, Quirks};
@@ -26,7 +27,7 @@ const MEMORY_MIN_BYTES: usize = 100_000;
 
 /// Draws of a seed, laid over each other. Each layer has a stream of its own: what is added in a new
 /// one leaves to every seed what it drew before.
-pub const LAYERS: u64 = 11;
+pub const LAYERS: u64 = 12;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -36,6 +37,10 @@ pub struct Scenario {
     /// What a path is like from a time on, in the order of the times.
     pub weather: Vec<(Duration, usize, Path)>,
     pub clients: Vec<Plan>,
+    /// While the paths are bad.
+    pub flood: Option<Flood>,
+    /// Draws of keys in a tick.
+    pub idle_draws: u32,
 }
 
 /// What one client does.
@@ -170,6 +175,9 @@ impl Scenario {
         if layers > 10 {
             Draw::new(seed, 10).workers(&mut scenario);
         }
+        if layers > 11 {
+            Draw::new(seed, 11).floods(&mut scenario);
+        }
         scenario
     }
 
@@ -211,6 +219,8 @@ impl Scenario {
             faults,
             weather,
             clients,
+            flood: None,
+            idle_draws: 0,
         }
     }
 }
@@ -763,6 +773,39 @@ impl Draw {
         }
         if self.one_in(3) {
             sim.mesh.lost_flows_permille = self.magnitude(1000) as u32;
+        }
+    }
+
+    /// SYN cookies, and reasons for them; keys drawn ahead.
+    fn floods(&mut self, scenario: &mut Scenario) {
+        if self.one_in(2) {
+            scenario.idle_draws = self.magnitude(64) as u32;
+        }
+        if !self.one_in(3) {
+            return;
+        }
+        let sim = &mut scenario.sim;
+        sim.syn_cookies_from = self.pick(&[0, 0, 1, 8]).min(sim.half_open_max);
+        if sim.memory_max_bytes < 1 << 30 {
+            // What is half open would take all of it.
+            sim.syn_cookies_from = 0;
+        }
+        for plan in &mut scenario.clients {
+            plan.config.server_may_forget = true;
+        }
+        let kinds: Vec<_> = Kind::ALL.into_iter().filter(|_| self.one_in(2)).collect();
+        if !kinds.is_empty() && self.one_in(2) {
+            // What is half open counts.
+            sim.connections_max = 100_000;
+            let in_their_name = |k: &Kind| matches!(k, Kind::AckOfClient | Kind::ResetOfClient);
+            for plan in &mut scenario.clients {
+                plan.config.impersonated = kinds.iter().any(in_their_name);
+            }
+            scenario.flood = Some(Flood {
+                kinds,
+                frames_per_tick: self.magnitude(100),
+                seed: self.0.next(),
+            });
         }
     }
 

@@ -45,8 +45,8 @@ impl Client {
             }
         } else if s.state == State::SynSent {
             self.on_syn_ack(i, header);
-        } else if s.reused && s.is_foreign(header) {
-            // An answer to a late segment of an earlier flow. RFC 5961 §3.2, §5: a challenge, if any.
+        } else if (s.reused || self.config.impersonated) && s.is_foreign(header) {
+            // An answer to a late segment of an earlier flow, or to somebody else's. RFC 5961 §3.2, §5: a challenge, if any.
             s.needs_ack |= !reset;
         } else {
             self.on_segment(now, i, segment);
@@ -71,7 +71,7 @@ impl Client {
             }
             return;
         }
-        if s.reused && !acknowledged {
+        if (s.reused || self.config.impersonated) && !acknowledged {
             // RFC 9293 §3.10.7.3: the other side is still in a connection of old. A reset there lets
             // our next SYN open a new one.
             if header.flags.contains(TcpFlags::ACK) {
@@ -235,6 +235,11 @@ impl Client {
         if header.flags.contains(TcpFlags::SYN) {
             if s.finished() {
                 // A late copy of our SYN opened a connection that nobody wants.
+                return;
+            }
+            if at != 0 && self.config.server_may_forget {
+                // RFC 9293 §3.10.7.4: the one before stands.
+                s.needs_ack = true;
                 return;
             }
             // Our third ACK was lost.
