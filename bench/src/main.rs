@@ -1,5 +1,7 @@
 //! `mpx-bench`: a load generator on kernel sockets, and the kernel's own MPTCP to compare with.
 
+mod flood;
+mod keys;
 mod load;
 mod pattern;
 mod progress;
@@ -43,6 +45,10 @@ enum Command {
     EchoServer(ServerArgs),
     /// Measure what the XDP program takes for a frame
     Steering(SteeringArgs),
+    /// Draw keys of MPTCP connections: are tokens unique and owners served alike, and what does it cost
+    Keys(keys::KeysArgs),
+    /// Send frames of nobody's over a virtual interface, as fast as it takes them
+    Flood(flood::FloodArgs),
 }
 
 #[derive(Debug, Args)]
@@ -151,6 +157,8 @@ fn main() -> ExitCode {
             steering::run(&args.whole, &args.without_joins, args.repeat, args.rounds)
                 .map(|()| ExitCode::SUCCESS)
         }
+        Command::Keys(args) => keys::run(&args),
+        Command::Flood(args) => flood::run(&args),
     };
     match result {
         Ok(status) => status,

@@ -9,6 +9,7 @@ mod counters;
 mod demo;
 mod ebpf;
 mod figures;
+mod flood;
 mod goodput;
 mod link;
 mod mutants;
@@ -89,6 +90,8 @@ enum Command {
     Goodput(goodput::Options),
     /// Closes many short connections of kernel clients and counts what is left in TIME-WAIT
     CloseLoad(close_load::Options),
+    /// Floods mpxd with frames of nobody's and measures what its clients still get done
+    Flood(flood::Options),
     /// Measures how fast a link the emulator can be on one core
     LinkSpeed {
         /// As in `veth up --link`
@@ -237,6 +240,7 @@ fn run(command: Command) -> Result<(), String> {
         Command::Figures { runs, seconds } => figures::run(runs, seconds),
         Command::CloseLoad(options) => close_load::run(&options),
         Command::Goodput(options) => goodput::run(&options),
+        Command::Flood(options) => flood::run(&options),
         Command::SteeringCost { rounds } => steering::run(rounds),
         Command::LinkSpeed { link, seconds } => link::measure(&link, seconds),
         Command::Sim {

@@ -42,6 +42,11 @@ impl Status {
         self.number(&["connections"])
     }
 
+    /// Octets that connections hold.
+    pub(crate) fn memory_used(&self) -> Result<u64, String> {
+        self.number(&["memory", "used_bytes"])
+    }
+
     pub(crate) fn time_wait(&self) -> Result<u64, String> {
         self.number(&["time_wait"])
     }
