@@ -178,7 +178,7 @@ impl Engine {
             half_open: 0,
             stranded: Stranded::default(),
             cookies_until: None,
-            spent_cookies: SpentCookies::new(config.time_wait_max, &mut *entropy),
+            spent_cookies: SpentCookies::new(&mut *entropy),
             backups: Backups::default(),
             flows: FlowTable::new(&mut *entropy),
             tokens: HashMap::default(),

@@ -7,27 +7,28 @@ use crate::time::{Duration, Instant};
 use std::collections::{HashSet, VecDeque};
 use std::hash::BuildHasher;
 
+/// So many of the latest are known.
+const SPENT_MAX: usize = 65_536;
+
 /// The latest of them, as hashes: if two agree, a client has to connect once more.
 pub(super) struct SpentCookies {
     known: HashSet<u64, rustc_hash::FxBuildHasher>,
     /// The first one first.
     order: VecDeque<(Instant, u64)>,
-    limit: usize,
     hasher: SipState,
 }
 
 impl SpentCookies {
-    pub(super) fn new(limit: usize, entropy: &mut dyn Entropy) -> SpentCookies {
+    pub(super) fn new(entropy: &mut dyn Entropy) -> SpentCookies {
         SpentCookies {
             known: HashSet::default(),
             order: VecDeque::new(),
-            limit,
             hasher: SipState::new(entropy),
         }
     }
 
-    /// Remembers a cookie for `lifetime`, as long as there are no more than the limit. Returns whether
-    /// it is the first time.
+    /// Remembers a cookie for `lifetime`, if not so many others come. Returns whether it is the first
+    /// time.
     pub(super) fn spend(
         &mut self,
         now: Instant,
@@ -36,17 +37,24 @@ impl SpentCookies {
         lifetime: Duration,
     ) -> bool {
         let over = |&(since, _): &(Instant, u64)| now.since(since) >= lifetime;
-        while self.order.front().is_some_and(over) || self.order.len() > self.limit {
-            if let Some((_, hash)) = self.order.pop_front() {
-                self.known.remove(&hash);
-            }
+        while self.order.front().is_some_and(over) {
+            self.forget_oldest();
         }
         let hash = self.hasher.hash_one((key, iss.0));
-        let first = self.known.insert(hash);
-        if first {
-            self.order.push_back((now, hash));
+        if !self.known.insert(hash) {
+            return false;
         }
-        first
+        if self.order.len() >= SPENT_MAX {
+            self.forget_oldest();
+        }
+        self.order.push_back((now, hash));
+        true
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, hash)) = self.order.pop_front() {
+            self.known.remove(&hash);
+        }
     }
 }
 
@@ -59,7 +67,7 @@ mod tests {
     #[test]
     fn a_cookie_is_spent_for_its_lifetime_and_while_there_is_room() {
         let lifetime = Duration::from_secs(100);
-        let mut spent = SpentCookies::new(3, &mut ChaChaEntropy::deterministic(1));
+        let mut spent = SpentCookies::new(&mut ChaChaEntropy::deterministic(1));
         let end = |port| SocketAddr::from(([10, 0, 0, 1], port));
         let mut spend = |ms, port, iss| {
             let key = FlowKey::new(end(80), end(port));
@@ -69,10 +77,10 @@ mod tests {
         assert!(spend(1_000, 2, 7) && spend(1_000, 1, 8));
         assert!(!spend(100_999, 1, 7));
         assert!(spend(101_000, 1, 7), "its time is over");
-        for port in 10..14 {
-            assert!(spend(101_000, port, 7));
+        for iss in 0..SPENT_MAX as u32 - 1 {
+            assert!(spend(101_000, 3, iss));
         }
-        assert!(!spend(101_000, 13, 7));
-        assert!(spend(101_000, 1, 7), "it made room");
+        assert!(!spend(101_000, 1, 7) && !spend(101_000, 3, 0));
+        assert!(spend(101_000, 4, 7) && spend(101_000, 1, 7), "it made room");
     }
 }
