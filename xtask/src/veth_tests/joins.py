@@ -30,7 +30,7 @@ def answer(source, port, length):
     ends = socket.inet_aton(CLIENT) + socket.inet_aton(SERVER)
     sum_ = checksum(ends + struct.pack("!BBH", 0, 6, len(tcp)) + tcp)
     raw.sendto(tcp[:16] + sum_ + tcp[18:], (SERVER, 0))
-    end = time.time() + 0.5
+    end = time.time() + 1.5
     while time.time() < end:
         try:
             packet = raw.recv(2048)
