@@ -85,6 +85,13 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
         queues: 1,
     };
     let topology = Topology::for_this_run("flood", shape)?;
+    // A client whose SYNs were lost in the crowd is not to give up Multipath TCP for an hour, nor for
+    // that connection (Linux calls it a black hole).
+    let patience = [
+        ("net/mptcp/blackhole_timeout", "0"),
+        ("net/mptcp/syn_retrans_before_tcp_fallback", "6"),
+    ];
+    topology.client.sysctl(&patience)?;
     let (mut rows, mut faults, mut counted) = (Vec::new(), Vec::new(), Vec::new());
     for (kind, title) in KINDS {
         if !options.only.is_empty() && !options.only.iter().any(|only| only == kind) {
