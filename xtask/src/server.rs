@@ -214,6 +214,16 @@ impl Mpxd {
         status::connections(&self.socket)
     }
 
+    /// `mpxd address …`
+    pub(crate) fn address(&self, arguments: &[&str]) -> Result<String, String> {
+        Cmd::new(project::release_binary("mpxd"))
+            .arg("address")
+            .args(arguments)
+            .arg("--socket")
+            .arg(&self.socket)
+            .run()
+    }
+
     pub(crate) fn counters(&self) -> Result<Counters, String> {
         status::counters(&self.socket)
     }

@@ -47,6 +47,19 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("client_signals_and_removes", client_signals_and_removes),
         Case::new("client_removes_a_subflow", client_removes_a_subflow),
         Case::new("client_changes_priorities", client_changes_priorities).limit_s(120),
+        Case::new("client_fullmesh", |lab| {
+            only_announced(lab)?;
+            let client = &lab.topology.client;
+            client.ip("mptcp endpoint add 10.9.2.1 dev c2 id 7 subflow fullmesh\n")?;
+            let carried = carried(lab, |lab| {
+                lab.download(Client::Mptcp, Family::V4, WEB, "64m")
+            })?;
+            at_least("octets on the second path", carried[1], USED)?;
+            lab.expect_mptcp(1)?;
+            same_counts(lab)
+        })
+        .configured(|config| announce(config, "address = \"10.9.2.2\"")),
+        Case::new("operator_changes_addresses", operator_changes_addresses).limit_s(120),
         Case::new("joins_to_the_initial_address_barred", |lab| {
             lab.download(Client::Mptcp, Family::V4, WEB, "64m")?;
             let status = lab.mpxd()?.status()?;
@@ -164,6 +177,48 @@ fn client_changes_priorities(lab: &mut Lab) -> Result<(), String> {
     at_least("octets on the second path at first", seen[0], USED)?;
     at_most("octets on the second path as a backup", seen[1], USED)?;
     at_least("octets on the second path afterwards", seen[2], USED)?;
+    same_counts(lab)
+}
+
+/// `mpxd address …` in a download: the client joins what is announced, obeys priorities and leaves what
+/// is withdrawn.
+fn operator_changes_addresses(lab: &mut Lab) -> Result<(), String> {
+    only_announced(lab)?;
+    let mut curl = lab
+        .fetch(Client::Mptcp, Family::V4, WEB, "256m")
+        .args(["--limit-rate", "20M"])
+        .spawn()?;
+    wait_for_bytes(lab, &mut curl, 8 * MIB)?;
+    let announce = ["announce", "10.9.2.2", "--service", "web"];
+    let said = lab.mpxd()?.address(&announce)?;
+    if said.trim() != "1 connection concerned" {
+        return Err(format!("`mpxd address` said {said:?}"));
+    }
+    wait_for_counter(lab, "MPJoinAckRx", 1)?;
+    for (prios, change) in [(1, "backup"), (2, "regular")] {
+        lab.mpxd()?.address(&[change, "10.9.2.2"])?;
+        until(Duration::from_secs(5), "the client to take MP_PRIO", || {
+            Ok(lab.client_counters()?.get("MPTcpExtMPPrioRx")? == prios)
+        })?;
+        sleep(Duration::from_millis(500));
+        let carried = carried(lab, |_| {
+            sleep(Duration::from_secs(1));
+            Ok(())
+        })?;
+        if change == "backup" {
+            at_most("octets on the second path as a backup", carried[1], USED)?;
+        }
+    }
+    lab.mpxd()?.address(&["withdraw", "10.9.2.2"])?;
+    until(Duration::from_secs(5), "the client to forget it", || {
+        Ok(lab.client_counters()?.get("MPTcpExtRmAddr")? == 1)
+    })?;
+    let again = lab.mpxd()?.address(&["withdraw", "10.9.2.2"]);
+    if !again.is_err_and(|error| error.contains("10.9.2.2 is not announced")) {
+        return Err("what is withdrawn can be withdrawn once more".to_owned());
+    }
+    succeed(curl, Duration::from_secs(40))?;
+    lab.check_fetched("256m")?;
     same_counts(lab)
 }
 
