@@ -211,6 +211,8 @@ struct Session {
     writable: bool,
     /// The kernel has the end of the backend's stream.
     ending: bool,
+    /// Writing has met a reset of the backend's, which reading takes for the end of its stream then.
+    was_reset: bool,
     /// The end of the backend's stream was read and passed on.
     read_closed: bool,
     /// The end of the client's stream was passed on.
@@ -273,6 +275,7 @@ impl Sessions {
             readable: false,
             writable: false,
             ending: false,
+            was_reset: false,
             read_closed: false,
             write_closed: false,
             queued: false,
@@ -556,7 +559,11 @@ impl Session {
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => self.writable = false,
                     ErrorKind::Interrupted => {}
-                    _ => return Transfer::Failed,
+                    kind => {
+                        // After a FIN of the backend's it would be a broken pipe.
+                        self.was_reset = kind == ErrorKind::ConnectionReset;
+                        return Transfer::Failed;
+                    }
                 },
             }
         }
@@ -580,6 +587,7 @@ impl Session {
             }
             let length = room.len().min(budget);
             match self.stream.read(&mut room[..length]) {
+                Ok(0) if self.was_reset => return Transfer::Failed,
                 Ok(0) => {
                     self.read_closed = true;
                     conn.close_write();

@@ -284,6 +284,35 @@ fn a_reset_comes_through_from_either_side() {
     assert!(!rig.client.peer_finished());
 }
 
+/// Writing to the backend meets its reset first, and reading then finds nothing but an end.
+#[test]
+fn a_reset_that_writing_meets_comes_through() {
+    let (full, is_full) = std::sync::mpsc::channel();
+    let (address, served) = backend(move |stream| {
+        is_full.recv().unwrap();
+        socket2::SockRef::from(&stream)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+    });
+    let mut rig = Rig::new(&[address], false);
+    rig.client.send(&model::stream(4, 32 << 20));
+    let mut up = (0, std::time::Instant::now());
+    while up.1.elapsed() < Duration::from_millis(300) {
+        rig.turn();
+        let now = rig.count(|c| &c.bytes_up);
+        if now != up.0 {
+            up = (now, std::time::Instant::now());
+        }
+    }
+    full.send(()).unwrap();
+    served.join().unwrap();
+    rig.run_until("a reset", |rig| {
+        rig.connections() == 0 && rig.client.closed()
+    });
+    assert_eq!(rig.count(|c| &c.backend_aborts), 1);
+    assert!(!rig.client.peer_finished());
+}
+
 /// A backend that answers and closes while the client still sends: the answer arrives, what comes
 /// after goes nowhere, and a client that does not stop is reset.
 #[test]
