@@ -41,6 +41,7 @@ pub struct Server {
     /// The others, each an owner of its own.
     others: Vec<Engine>,
     program: Program,
+    mesh_losses: u64,
     now: Instant,
 }
 
@@ -71,6 +72,7 @@ impl Server {
             engine: engines.next().expect("there is one"),
             others: engines.collect(),
             program,
+            mesh_losses: 0,
             now,
         }
     }
@@ -131,6 +133,12 @@ impl Server {
         };
     }
 
+    /// Segments that were lost between the wire and their flow's worker, and such as have none.
+    pub fn misled(&self) -> u64 {
+        let engines = self.count(|m| m.wrong_worker + m.flow_lookups_skipped + m.no_flow);
+        self.mesh_losses + engines
+    }
+
     /// By way of the XDP program to a worker, and from there at most once to another one.
     pub fn on_frame(&mut self, now: Instant, arrival: impl Into<Arrival>, frame: &[u8]) -> Verdict {
         self.now = now;
@@ -145,9 +153,15 @@ impl Server {
             return Verdict::Taken;
         };
         let verdict = self.engine_mut(worker).on_frame(now, arrival, frame);
-        if let Verdict::Forward(named) = verdict
-            && !self.program.is_mesh_full()
-        {
+        let named = match verdict {
+            Verdict::Forward(_) if self.program.is_mesh_full() => {
+                self.mesh_losses += 1;
+                None
+            }
+            Verdict::Forward(named) => Some(named),
+            Verdict::Taken => None,
+        };
+        if let Some(named) = named {
             assert_ne!(named, worker, "it is passed on to who passes it on");
             arrival.forwarded = true;
             let verdict = self.engine_mut(named).on_frame(now, arrival, frame);

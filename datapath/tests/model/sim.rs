@@ -353,17 +353,20 @@ impl Sim {
             match arrival.to {
                 Side::Server => {
                     self.corrupted_to_server += u64::from(arrival.corrupted);
+                    let client = arrival.from.as_ref().map(|from| from.client);
+                    self.app.log.borrow_mut().visitor = client;
+                    let misled = self.server.misled();
+                    let taken = self.port.inner_mut().inject(arrival.iface, &arrival.frame);
+                    assert!(taken, "port is full");
+                    self.receive();
                     if let Some(from) = &arrival.from
+                        && self.server.misled() == misled
                         && Segment::parse(&arrival.frame).is_ok()
                         && let sent = from.original.as_ref().unwrap_or(&arrival.frame)
                         && let Ok(segment) = Segment::parse(sent)
                     {
                         self.clients[from.client].on_arrival_at_server(now, from.subflow, &segment);
                     }
-                    self.app.log.borrow_mut().visitor = arrival.from.map(|from| from.client);
-                    let taken = self.port.inner_mut().inject(arrival.iface, &arrival.frame);
-                    assert!(taken, "port is full");
-                    self.receive();
                 }
                 Side::Client => self.deliver(&arrival),
             }
