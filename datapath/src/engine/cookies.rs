@@ -75,9 +75,15 @@ impl Engine {
         encode(&self.secrets, facts, mss)
     }
 
-    /// No connection but the one under way begins with this number. Returns whether that is news.
-    pub(super) fn spend_cookie(&mut self, now: Instant, key: &FlowKey, iss: TcpSeq) -> bool {
-        self.spent_cookies.spend(now, key, iss, LIFETIME)
+    /// No connection but the one under way begins with these numbers, theirs and ours. Returns whether
+    /// that is news.
+    pub(super) fn spend_cookie(
+        &mut self,
+        now: Instant,
+        key: &FlowKey,
+        numbers: [TcpSeq; 2],
+    ) -> bool {
+        self.spent_cookies.spend(now, key, numbers, LIFETIME)
     }
 
     /// Answers a SYN to `service` and keeps nothing of it.
@@ -194,7 +200,7 @@ impl Engine {
         }
         // A late copy of a segment is to open no second connection, nor bring its text twice.
         let iss = header.ack - 1;
-        if !self.spend_cookie(now, &key, iss) {
+        if !self.spend_cookie(now, &key, [facts.irs, iss]) {
             self.metrics.syncookies_failed += 1;
             return false;
         }

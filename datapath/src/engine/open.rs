@@ -95,7 +95,7 @@ impl Engine {
         let may_have_one = self.cookies_may_return(now) && last_used.is_none();
         if may_have_one {
             iss = self.cookie(&facts, offer.mss);
-            self.spend_cookie(now, &key, iss);
+            self.spend_cookie(now, &key, [offer.irs, iss]);
         }
         let capable = self.offered_capable(service, segment).and_then(|asked| {
             let key = match asked.version {

@@ -27,20 +27,20 @@ impl SpentCookies {
         }
     }
 
-    /// Remembers a cookie for `lifetime`, if not so many others come. Returns whether it is the first
-    /// time.
+    /// Remembers a cookie, `iss` in answer to `irs`, for `lifetime`, if not so many others come. Returns
+    /// whether it is the first time. One in 4096 SYNs of a flow in a tick has the cookie of another.
     pub(super) fn spend(
         &mut self,
         now: Instant,
         key: &FlowKey,
-        iss: TcpSeq,
+        [irs, iss]: [TcpSeq; 2],
         lifetime: Duration,
     ) -> bool {
         let over = |&(since, _): &(Instant, u64)| now.since(since) >= lifetime;
         while self.order.front().is_some_and(over) {
             self.forget_oldest();
         }
-        let hash = self.hasher.hash_one((key, iss.0));
+        let hash = self.hasher.hash_one((key, irs.0, iss.0));
         if !self.known.insert(hash) {
             return false;
         }
@@ -69,10 +69,16 @@ mod tests {
         let lifetime = Duration::from_secs(100);
         let mut spent = SpentCookies::new(&mut ChaChaEntropy::deterministic(1));
         let end = |port| SocketAddr::from(([10, 0, 0, 1], port));
-        let mut spend = |ms, port, iss| {
+        let mut answer = |irs, ms, port, iss| {
             let key = FlowKey::new(end(80), end(port));
-            spent.spend(Instant::from_millis(ms), &key, TcpSeq(iss), lifetime)
+            let numbers = [TcpSeq(irs), TcpSeq(iss)];
+            spent.spend(Instant::from_millis(ms), &key, numbers, lifetime)
         };
+        assert!(
+            answer(1, 1_000, 9, 7) && answer(2, 1_000, 9, 7),
+            "another SYN"
+        );
+        let mut spend = |ms, port, iss| answer(0, ms, port, iss);
         assert!(spend(1_000, 1, 7) && !spend(1_000, 1, 7));
         assert!(spend(1_000, 2, 7) && spend(1_000, 1, 8));
         assert!(!spend(100_999, 1, 7));

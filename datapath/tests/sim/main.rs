@@ -77,6 +77,11 @@ const FAILED_ONCE: &[(&str, u64, u64)] = &[
         1234,
         8,
     ),
+    (
+        "a cookie for another SYN of the flow was spent, and is not this one's",
+        19147,
+        12,
+    ),
 ];
 
 /// What test programs understand and a simulation has no use for.
