@@ -16,6 +16,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cleanup;
 
+/// What is killed ends at once, unless the kernel is broken.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(3);
 const DEFAULT_LIMIT: Duration = Duration::from_secs(30);
 /// How many lines of a failed command's output its error shows.
@@ -298,7 +300,18 @@ impl Process {
 
     pub(crate) fn kill(&mut self) {
         let _ = self.signal(Signal::KILL);
+        let start = Instant::now();
         while matches!(self.poll(), Ok(None)) {
+            if start.elapsed() >= KILL_LIMIT {
+                // A thread that its kernel holds for ever: killing is all that can be done.
+                eprintln!(
+                    "warning: `{}` (pid {}) is killed and does not end; see dmesg for what its kernel \
+                     is stuck in",
+                    self.text,
+                    self.pid()
+                );
+                return;
+            }
             sleep(POLL);
         }
     }

@@ -15,11 +15,11 @@ use crate::topology::{Family, server_socket};
 
 /// Connects, says so, and sends when it gets SIGUSR1.
 const BULK: &str = include_str!("bulk.py");
-const CONNECTIONS: u64 = 500;
+const CONNECTIONS: u64 = 40;
 /// So many are open at once.
-const PARALLEL: u64 = 100;
+const PARALLEL: u64 = 20;
 /// Each sends so much, all at once, and gets it back.
-const BYTES: u64 = 200_000;
+const BYTES: u64 = 2_000_000;
 /// Second addresses of the client, one on each path: with them a connection has four subflows.
 const SECOND_HOST: u8 = 11;
 /// So many frames for a worker that is not at home.
@@ -136,9 +136,13 @@ fn second_addresses(lab: &Lab) -> Result<(), String> {
 /// The program names the worker of every segment, and does so by `verdict` where there are several.
 fn expect_direct(lab: &mut Lab, verdict: &str) -> Result<(), String> {
     let status = lab.mpxd()?.status()?;
-    let forwards = status.counter("MeshForwards")?;
-    if forwards != 0 {
-        return Err(format!("{forwards} frames came to the wrong worker"));
+    for counter in ["MeshForwards", "WrongWorker"] {
+        let count = status.counter(counter)?;
+        if count != 0 {
+            return Err(format!(
+                "{counter} is {count}: frames came to the wrong worker"
+            ));
+        }
     }
     let named = status.xdp(&format!("Xdp{verdict}"))?;
     if named < CONNECTIONS {
