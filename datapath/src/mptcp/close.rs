@@ -4,6 +4,7 @@ use super::connection::{Connection, End, Mode, Retired, TimeWaitState};
 use super::subflow::{Reset, Subflow};
 use crate::metrics::Metrics;
 use crate::tcp::State;
+use crate::tcp::rtt::RTO_MAX;
 use crate::time::{Duration, Instant};
 use crate::wire::frame::Segment;
 use crate::wire::mptcp::MpTcprst;
@@ -114,7 +115,8 @@ impl Connection {
         if let Some(wait) = &mut self.fastclose {
             let rto = self.subflows[wait.subflow].tx.rtt.rto();
             wait.due = false;
-            wait.retry_at = Some(now + rto.saturating_mul(1 << wait.retransmissions));
+            let backed_off = rto.saturating_mul(1 << wait.retransmissions);
+            wait.retry_at = Some(now + backed_off.min(RTO_MAX));
         }
     }
 

@@ -500,12 +500,10 @@ impl Connection {
         frame: &mut [u8],
         metrics: &mut Metrics,
     ) -> usize {
-        let subflow = &self.subflows[index];
-        let seq = subflow.tx.snd_nxt;
-        let mut options = TcpOptions {
-            timestamps: subflow.ts.map(|ts| ts.option(now)),
-            ..TcpOptions::default()
-        };
+        let seq = self.subflows[index].tx.snd_nxt;
+        // With a DATA_ACK: a client that has had none yet takes an ACK without for a fallback, and Linux
+        // takes MP_FASTCLOSE then for nothing at all.
+        let mut options = self.base_options(index, now);
         options.mptcp.fastclose = Some(MpFastclose {
             receiver_key: self.remote_key,
         });

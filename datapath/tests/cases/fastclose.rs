@@ -33,6 +33,9 @@ fn an_abort_is_repeated_until_it_is_given_up() {
         let answers = pen.after(wait);
         assert!(answers.len() == 1 && Pen::is_fastclose(&answers[0]));
         assert_eq!(answers[0].flags, ACK);
+        // Without it a client that has had none falls back.
+        let dss = answers[0].options.mptcp.dss;
+        assert!(dss.is_some_and(|dss| dss.data_ack.is_some()));
     }
     let answers = pen.after(RTO * 8);
     assert!(answers.len() == 1 && Pen::is_fastclose(&answers[0]));
