@@ -251,6 +251,11 @@ fn address_change(command: &AddressCommand, services: &[&str]) -> Result<Address
             if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
                 return Err(format!("{address} is no address that a client could join"));
             }
+            if let Some(local) = local.filter(|local| local.port() == 0) {
+                return Err(format!(
+                    "{local} is nowhere that joins could arrive; give the port after it"
+                ));
+            }
             let service = match service {
                 Some(name) => services.iter().position(|s| **s == name).ok_or_else(|| {
                     format!(

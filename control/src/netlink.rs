@@ -77,6 +77,10 @@ where
         let (datagram, _) = socket.recv_from_full()?;
         for payload in parse(&datagram)? {
             match payload {
+                // A dump that fails, for want of a module for instance, says so at its end.
+                NetlinkPayload::Done(done) if done.code < 0 => {
+                    return Err(io::Error::from_raw_os_error(-done.code));
+                }
                 NetlinkPayload::Done(_) => return Ok(messages),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 NetlinkPayload::InnerMessage(inner) => messages.push(inner),
