@@ -20,6 +20,9 @@ const KERNEL: u16 = 9090;
 /// Where joins arrive, and no service: another well-known port, and one drawn at random.
 const JOINED: [(u8, u16); 2] = [(1, 8080), (2, 35_353)];
 
+/// Further downloads of 256 MiB.
+const AGAIN: usize = 7;
+
 pub(super) fn cases() -> Vec<Case> {
     [
         Case::new(
@@ -100,7 +103,11 @@ fn joins_beside_kernel_servers(lab: &mut Lab) -> Result<(), String> {
     lab.topology.client.ip("mptcp endpoint flush\n")?;
     let addresses = JOINED.map(|(path, port)| server_socket(Family::V4, path, port));
     let _servers = spawn_peer_server(&lab.topology.server, false, "echo", &addresses, None, 0)?;
-    let download = lab.fetch(Client::Mptcp, Family::V4, WEB, "256m").spawn()?;
+    // Once and, on the same connection, again: the client joins one announced address after the other.
+    let url = lab.url(Family::V4, WEB, "256m");
+    let again = (0..AGAIN).flat_map(|_| ["-o", "/dev/null", &url]);
+    let download = lab.fetch(Client::Mptcp, Family::V4, WEB, "256m");
+    let download = download.args(again).spawn()?;
     let exchanges = addresses.map(|address| {
         lab.peer(Client::Tcp)?
             .args(["exchange", "--to", &address.to_string(), "--expect", "echo"])
