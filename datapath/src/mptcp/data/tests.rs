@@ -51,6 +51,23 @@ fn in_order_octets_are_offered_in_place_until_something_is_unread() {
     assert_eq!(rx.window_bytes(), 1000 - 6);
 }
 
+// RFC 8684 Appendix B.2: the text of a SYN has no data sequence numbers; the window is promised all the same.
+#[test]
+fn numbers_that_begin_after_text_keep_the_text_and_the_window() {
+    let mut rx = DataReceiver::new(1000, 1000);
+    rx.start(DataSeq(7));
+    assert_eq!(rx.accept(DataSeq(8), &[1; 100], false), Delivered::Buffered);
+    rx.granted = rx.rcv_nxt + 600;
+    let promised = rx.right_edge.distance(rx.rcv_nxt);
+    assert_eq!(promised, 900);
+    let idsn = DataSeq(u64::MAX - 5);
+    rx.restart(idsn);
+    assert_eq!(rx.peek(), [1; 100]);
+    assert_eq!(rx.rcv_nxt, idsn + 1);
+    assert_eq!(rx.right_edge, idsn + 1 + promised);
+    assert_eq!(rx.granted, idsn + 1 + 600);
+}
+
 #[test]
 fn the_edge_of_the_window_holds() {
     let mut rx = DataReceiver::new(100, 100);
