@@ -17,11 +17,12 @@ use aya::{
 };
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_XSKMAP;
 use mpx_datapath::engine::Announce;
-use mpx_datapath::steering::FlowMap;
+use mpx_datapath::steering::{FlowMap, FlowRefused, gives_way};
 use mpx_ebpf::{
-    Config, ConfigWords, ENTRY_KERNEL, ENTRY_SERVICE, FlowKey, INTERFACES_MAX, MAP_CONFIG,
-    MAP_COUNTERS, MAP_FLOWS, MAP_SERVICES, MAP_XSKS, PROGRAM, SERVICES_MAX, SLOTS_MAX, ServiceKey,
-    Verdict, address_key, address_octets, service_key_of, slot,
+    Config, ConfigWords, ENTRY_KERNEL, ENTRY_SERVICE, FlowKey, FlowOwner, FlowWords,
+    INTERFACES_MAX, MAP_CONFIG, MAP_COUNTERS, MAP_FLOWS, MAP_SERVICES, MAP_XSKS, PROGRAM,
+    SERVICES_MAX, SLOTS_MAX, ServiceKey, Verdict, address_key, address_octets, service_key_of,
+    slot,
 };
 use rustix::io::Errno;
 
@@ -264,13 +265,29 @@ impl XdpProgram {
     }
 }
 
+/// For an insertion: only where there is no entry yet.
+const BPF_NOEXIST: u64 = 1;
+
 /// The map of flows that the program reads. What the kernel refuses shows as an entry that is not
 /// there, and the counters of the engine show that.
-pub(crate) struct BpfFlowMap(HashMap<MapData, FlowKey, u32>);
+pub(crate) struct BpfFlowMap(HashMap<MapData, FlowKey, FlowWords>);
 
 impl FlowMap for BpfFlowMap {
-    fn insert(&mut self, key: &FlowKey, worker: u32) -> bool {
-        self.0.insert(key, worker, 0).is_ok()
+    fn insert(&mut self, key: &FlowKey, owner: FlowOwner) -> Result<(), FlowRefused> {
+        let old = self.lookup(key);
+        if old.is_some_and(|old| !gives_way(old, owner)) {
+            return Err(FlowRefused::Taken);
+        }
+        // Another worker may have been quicker.
+        let flags = if old.is_some() { 0 } else { BPF_NOEXIST };
+        self.0
+            .insert(key, owner.to_words(), flags)
+            .map_err(|error| match error {
+                MapError::SyscallError(syscall) if is(&syscall.io_error, Errno::EXIST) => {
+                    FlowRefused::Taken
+                }
+                _ => FlowRefused::Full,
+            })
     }
 
     fn remove(&mut self, key: &FlowKey) {
@@ -278,8 +295,8 @@ impl FlowMap for BpfFlowMap {
         let _ = self.0.remove(key);
     }
 
-    fn lookup(&mut self, key: &FlowKey) -> Option<u32> {
-        self.0.get(key, 0).ok()
+    fn lookup(&mut self, key: &FlowKey) -> Option<FlowOwner> {
+        self.0.get(key, 0).ok().map(FlowOwner::from_words)
     }
 }
 

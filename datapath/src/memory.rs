@@ -6,8 +6,8 @@
 //! within it text in order is taken, written and sent whatever the others hold, so that none of them
 //! waits for another. Tables, timers and sets of ranges have limits of their own and are not counted.
 //!
-//! Above three quarters of the limit there is pressure, down to a half: new connections and subflows
-//! are refused, no window and no send buffer grows, and none offers more than the connection's share.
+//! Above three quarters of the limit there is pressure, down to a half: new connections, and subflows of
+//! those that have one, are refused, no window and no send buffer grows, and none offers more than the connection's share.
 //! At the limit nothing grows beyond the reserves: what does not fit is not acknowledged and dropped.
 
 use crate::mptcp::Connection;
@@ -100,7 +100,12 @@ impl Memory {
 
     /// Whether something new that holds `bytes` from the beginning may be taken on.
     pub fn admits(&self, bytes: usize) -> bool {
-        !self.pressure && self.used_bytes.saturating_add(bytes) <= self.limit_bytes
+        !self.pressure && self.fits(bytes)
+    }
+
+    /// Whether there are `bytes` left below the limit.
+    pub fn fits(&self, bytes: usize) -> bool {
+        self.used_bytes.saturating_add(bytes) <= self.limit_bytes
     }
 
     pub fn allowance(&self) -> Allowance {

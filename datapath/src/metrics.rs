@@ -92,8 +92,10 @@ counters! {
     /// asked too often.
     flow_lookups => "FlowLookups",
     flow_lookups_skipped => "FlowLookupsSkipped",
-    /// Flows that did not come to be because the map of flows had no room.
+    /// Flows that did not come to be because the map of flows had no room, or because another worker
+    /// has a flow of these addresses.
     flow_map_full => "FlowMapFull",
+    flow_map_taken => "FlowMapTaken",
     /// A stateless answer that found its queue full.
     replies_dropped => "RepliesDropped",
     /// A subflow's TIME-WAIT cut short because the table is full.

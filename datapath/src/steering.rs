@@ -2,23 +2,40 @@
 //! (`mpx_ebpf`), and the map of flows is reached through a trait.
 
 use crate::port::IfaceId;
-use mpx_ebpf::FlowKey;
+use mpx_ebpf::{FlowKey, FlowOwner};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Flows whose worker neither their addresses nor, where they have any, their timestamps name: the
 /// FLOWS map of the XDP program, shared by all workers of a server.
 pub trait FlowMap {
-    /// Says that `worker` has this flow, whoever had it before. `false`: there is no room.
-    fn insert(&mut self, key: &FlowKey, worker: u32) -> bool;
+    /// Says whose this flow is. A flow whose client has proved itself is left to the worker that has
+    /// it; one that is pending gives way.
+    ///
+    /// # Errors
+    /// Why it is not said.
+    fn insert(&mut self, key: &FlowKey, owner: FlowOwner) -> Result<(), FlowRefused>;
     fn remove(&mut self, key: &FlowKey);
-    fn lookup(&mut self, key: &FlowKey) -> Option<u32>;
+    fn lookup(&mut self, key: &FlowKey) -> Option<FlowOwner>;
+}
+
+/// Why a map of flows does not take one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowRefused {
+    Full,
+    /// Another worker has it.
+    Taken,
+}
+
+/// Whether a map of flows lets `new` take the place of what it has for that flow.
+pub fn gives_way(old: FlowOwner, new: FlowOwner) -> bool {
+    old.pending.is_some() || old.worker == new.worker
 }
 
 /// A map of this process alone. Clones share it.
 #[derive(Clone, Debug)]
 pub struct MemoryFlowMap {
-    flows: Arc<Mutex<HashMap<FlowKey, u32>>>,
+    flows: Arc<Mutex<HashMap<FlowKey, FlowOwner>>>,
     entries_max: usize,
 }
 
@@ -43,20 +60,21 @@ impl MemoryFlowMap {
         self.with(|flows| flows.retain(|key, _| keep(key)));
     }
 
-    fn with<T>(&self, what: impl FnOnce(&mut HashMap<FlowKey, u32>) -> T) -> T {
+    fn with<T>(&self, what: impl FnOnce(&mut HashMap<FlowKey, FlowOwner>) -> T) -> T {
         what(&mut self.flows.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl FlowMap for MemoryFlowMap {
-    fn insert(&mut self, key: &FlowKey, worker: u32) -> bool {
+    fn insert(&mut self, key: &FlowKey, owner: FlowOwner) -> Result<(), FlowRefused> {
         let entries_max = self.entries_max;
-        self.with(|flows| {
-            let room = flows.len() < entries_max || flows.contains_key(key);
-            if room {
-                flows.insert(*key, worker);
+        self.with(|flows| match flows.get(key) {
+            Some(&old) if !gives_way(old, owner) => Err(FlowRefused::Taken),
+            None if flows.len() >= entries_max => Err(FlowRefused::Full),
+            _ => {
+                flows.insert(*key, owner);
+                Ok(())
             }
-            room
         })
     }
 
@@ -64,7 +82,7 @@ impl FlowMap for MemoryFlowMap {
         self.with(|flows| flows.remove(key));
     }
 
-    fn lookup(&mut self, key: &FlowKey) -> Option<u32> {
+    fn lookup(&mut self, key: &FlowKey) -> Option<FlowOwner> {
         self.with(|flows| flows.get(key).copied())
     }
 }

@@ -71,6 +71,8 @@ pub struct Segment {
     pub destination: [u8; 16],
     pub source_port: u16,
     pub destination_port: u16,
+    /// Octets 8 to 11 of the header, of a meaning only with ACK.
+    pub ack: u32,
     /// Octet 13 of the header: CWR ECE URG ACK PSH RST SYN FIN.
     pub flags: u8,
     /// Where the TCP header starts in the frame, in octets.
@@ -90,6 +92,16 @@ impl Segment {
     #[inline(always)]
     pub const fn is_ack(&self) -> bool {
         self.flags & (FLAG_SYN | FLAG_ACK | FLAG_RST) == FLAG_ACK
+    }
+
+    /// The number that it acknowledges, if any.
+    #[inline(always)]
+    pub const fn acknowledged(&self) -> Option<u32> {
+        if self.flags & FLAG_ACK != 0 {
+            Some(self.ack)
+        } else {
+            None
+        }
     }
 
     /// The key of its flow; we are the destination.
@@ -388,6 +400,7 @@ fn segment<B: Bytes + ?Sized>(
         destination,
         source_port: u16::from_be_bytes([header[0], header[1]]),
         destination_port: u16::from_be_bytes([header[2], header[3]]),
+        ack: u32::from_be_bytes([header[8], header[9], header[10], header[11]]),
         flags: header[13],
         tcp_offset,
         // RFC 9293 §3.1: the header is so many words long, five of them before the options.

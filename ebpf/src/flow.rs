@@ -32,6 +32,57 @@ pub const fn flow_key(
     key
 }
 
+/// Who has a flow, as the FLOWS map says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowOwner {
+    pub worker: u32,
+    /// Where its client has proved nothing yet, the number after our SYN: only what acknowledges that is
+    /// of this flow. Who forges a join takes nothing else from the flow that has these addresses.
+    pub pending: Option<u32>,
+}
+
+/// A [`FlowOwner`] as the map holds it.
+pub type FlowWords = [u32; 2];
+
+/// Bit of the first word, above the worker: the second one is [`FlowOwner::pending`].
+const FLOW_PENDING: u32 = 1 << 31;
+
+impl FlowOwner {
+    /// The owner of a flow whose client has proved itself, or need not.
+    pub const fn proven(worker: u32) -> Self {
+        Self {
+            worker,
+            pending: None,
+        }
+    }
+
+    pub const fn to_words(self) -> FlowWords {
+        match self.pending {
+            None => [self.worker, 0],
+            Some(number) => [self.worker | FLOW_PENDING, number],
+        }
+    }
+
+    #[inline(always)]
+    pub const fn from_words(words: FlowWords) -> Self {
+        let pending = words[0] & FLOW_PENDING != 0;
+        Self {
+            worker: words[0] & !FLOW_PENDING,
+            pending: if pending { Some(words[1]) } else { None },
+        }
+    }
+
+    /// Whose a segment of these addresses is that acknowledges this number, if any.
+    #[inline(always)]
+    pub const fn of_segment(&self, acknowledged: Option<u32>) -> Option<u32> {
+        match (self.pending, acknowledged) {
+            (None, _) => Some(self.worker),
+            (Some(number), Some(acknowledged)) if number == acknowledged => Some(self.worker),
+            _ => None,
+        }
+    }
+}
+
 /// [`flow_key`] of socket addresses.
 pub fn flow_key_of(remote: SocketAddr, local: SocketAddr) -> FlowKey {
     flow_key(
@@ -132,6 +183,24 @@ mod tests {
         assert_eq!(key[10..16], [0xff, 0xff, 192, 0, 2, 7]);
         assert_eq!(key[16..20], [0x20, 0x01, 0x0d, 0xb8]);
         assert_eq!(key[31..], [2, 2, 1, 0, 80]);
+    }
+
+    #[test]
+    fn a_flow_that_is_pending_is_the_segment_that_completes_its_handshake() {
+        let pending = FlowOwner {
+            worker: 3,
+            pending: Some(7),
+        };
+        for owner in [pending, FlowOwner::proven(3)] {
+            assert_eq!(FlowOwner::from_words(owner.to_words()), owner);
+        }
+        assert_eq!(pending.of_segment(Some(7)), Some(3));
+        assert_eq!(
+            [Some(6), Some(8), None].map(|n| pending.of_segment(n)),
+            [None; 3]
+        );
+        let any = [Some(7), Some(8), None].map(|n| FlowOwner::proven(3).of_segment(n));
+        assert_eq!(any, [Some(3); 3]);
     }
 
     proptest! {

@@ -8,7 +8,7 @@
 pub mod decode;
 mod flow;
 
-pub use flow::{FlowKey, flow_key, flow_key_of, home, queue_home};
+pub use flow::{FlowKey, FlowOwner, FlowWords, flow_key, flow_key_of, home, queue_home};
 
 use core::net::{IpAddr, SocketAddr};
 
@@ -17,8 +17,8 @@ pub const PROGRAM: &str = "mpx_xdp";
 
 /// [`ServiceKey`] to what is known of it, as `ENTRY_…` bits.
 pub const MAP_SERVICES: &str = "SERVICES";
-/// [`FlowKey`] to the worker (never a slot) that owns a flow that neither its timestamps nor [`home`]
-/// name the owner of.
+/// [`FlowKey`] to the [`FlowOwner`], as [`FlowWords`], of a flow that neither its timestamps nor [`home`]
+/// name the owner of: a worker, never a slot.
 pub const MAP_FLOWS: &str = "FLOWS";
 /// Array of one [`Config`], as [`ConfigWords`].
 pub const MAP_CONFIG: &str = "CONFIG";

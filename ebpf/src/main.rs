@@ -16,8 +16,8 @@ use aya_ebpf::{
 };
 use mpx_ebpf::{
     Config, ConfigWords, ENTRY_ADDRESS, ENTRY_ANNOUNCE, ENTRY_JOINS, ENTRY_KERNEL, ENTRY_SERVICE,
-    FLAG_DIRECT, FLAG_DROP_INVALID_JOINS, FLAG_FLOW_HASH_NIC, FLOWS_MAX, FlowKey, INTERFACES_MAX,
-    SERVICES_MAX, SLOTS_MAX, ServiceKey, VERDICTS, Verdict, address_key,
+    FLAG_DIRECT, FLAG_DROP_INVALID_JOINS, FLAG_FLOW_HASH_NIC, FLOWS_MAX, FlowKey, FlowOwner,
+    FlowWords, INTERFACES_MAX, SERVICES_MAX, SLOTS_MAX, ServiceKey, VERDICTS, Verdict, address_key,
     decode::{self, Bytes, Join, Segment, Walk},
     flow_key, home, queue_home, service_key, slot,
 };
@@ -26,7 +26,7 @@ use mpx_ebpf::{
 static SERVICES: HashMap<ServiceKey, u32, { SERVICES_MAX as usize }> = HashMap::new();
 
 #[btf_map]
-static FLOWS: HashMap<FlowKey, u32, { FLOWS_MAX as usize }> = HashMap::new();
+static FLOWS: HashMap<FlowKey, FlowWords, { FLOWS_MAX as usize }> = HashMap::new();
 
 #[btf_map]
 static CONFIG: Array<ConfigWords, 1> = Array::new();
@@ -84,7 +84,7 @@ fn judge(ctx: &XdpContext) -> Verdict {
                 Some((source_port, port)) => {
                     let key = flow_key(source, source_port, destination, port);
                     entry(&service_key(destination, port)) & ENTRY_SERVICE != 0
-                        || flow(&key).is_some()
+                        || flow(&key, None).is_some()
                 }
                 None => is_served(destination),
             };
@@ -110,7 +110,7 @@ fn judge(ctx: &XdpContext) -> Verdict {
             // It quotes a segment of ours, so its destination is the remote side.
             let key = flow_key(destination, destination_port, source, source_port);
             let is_service = entry(&service_key(source, source_port)) & ENTRY_SERVICE != 0;
-            match (flow(&key), is_service) {
+            match (flow(&key, None), is_service) {
                 (Some(worker), _) => redirect(ctx, Target::Worker(worker), Verdict::RedirectTooBig),
                 (None, true) => redirect(ctx, Target::Home(&key), Verdict::RedirectTooBig),
                 (None, false) => Verdict::PassNotTcp,
@@ -158,7 +158,7 @@ fn judge_segment(ctx: &XdpContext, segment: &Segment) -> Verdict {
         return redirect(ctx, Target::Worker(worker), Verdict::RedirectTimestamp);
     }
     let key = segment.flow_key();
-    if let Some(worker) = flow(&key) {
+    if let Some(worker) = flow(&key, segment.acknowledged()) {
         return redirect(ctx, Target::Worker(worker), Verdict::RedirectFlow);
     }
     if is_service {
@@ -267,12 +267,14 @@ fn entry(key: &ServiceKey) -> u32 {
     unsafe { SERVICES.get(key).copied() }.unwrap_or(0)
 }
 
-/// The worker that the flows map names.
+/// The worker that the flows map names for what acknowledges this number.
 #[inline(always)]
-fn flow(key: &FlowKey) -> Option<u32> {
-    // SAFETY: the value is one word, copied out at once. If its entry is removed and used again in
-    // between, it is the word of another flow, and the worker that gets the frame passes it on.
-    unsafe { FLOWS.get(key).copied() }
+fn flow(key: &FlowKey, acknowledged: Option<u32>) -> Option<u32> {
+    // SAFETY: the value is two words, copied out at once. If its entry is changed, or removed and used
+    // again, in between, they are those of another time or flow: the worker that gets the frame passes
+    // it on, and a segment that the kernel gets too early comes again.
+    let words = unsafe { FLOWS.get(key).copied() }?;
+    FlowOwner::from_words(words).of_segment(acknowledged)
 }
 
 #[inline(always)]

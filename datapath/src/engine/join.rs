@@ -73,7 +73,11 @@ impl Engine {
             self.refuse_join(now, iface, segment, version, RST_MPTCP_SPECIFIC);
             return;
         }
-        let room = self.memory.admits(SUBFLOW_BYTES);
+        // What has waited for this goes on with it, which frees what it holds.
+        let room = match connection.stranded_since {
+            Some(_) => self.memory.fits(SUBFLOW_BYTES),
+            None => self.memory.admits(SUBFLOW_BYTES),
+        };
         self.metrics.memory_refused += u64::from(!room);
         if !room || !connection.has_room_for_subflow() {
             self.metrics.mp_join_rejected += 1;
@@ -94,7 +98,8 @@ impl Engine {
             return;
         };
         let service = connection.service;
-        if !self.steer_flow(key) {
+        let iss = self.initial_sequence(now, segment, last_used);
+        if !self.steer_flow(key, Some(iss + 1)) {
             self.metrics.mp_join_rejected += 1;
             self.refuse_join(now, iface, segment, version, RST_NO_RESOURCES);
             return;
@@ -103,7 +108,6 @@ impl Engine {
             local_nonce: self.entropy.next_u32(),
             remote_nonce: nonce,
         };
-        let iss = self.initial_sequence(now, segment, last_used);
         let offer = Offer::of_syn(segment, self.services[service].config.ecn);
         let mut subflow = self.new_subflow(now, iface, segment, service, &offer, handshake, iss);
         let connection = &mut self.connections[index];

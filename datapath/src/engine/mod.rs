@@ -263,9 +263,7 @@ impl Engine {
                 let joining = connection.is_joining(subflow as usize);
                 let received =
                     connection.on_segment(subflow as usize, now, iface, segment, &mut self.metrics);
-                if joining && connection.is_open(subflow as usize) {
-                    self.join_limit.give_back(segment.src);
-                }
+                let joined = joining && connection.is_open(subflow as usize);
                 if received.challenge {
                     if self.challenge_limit.take(now, &mut *self.entropy) {
                         self.metrics.challenge_acks += 1;
@@ -277,13 +275,17 @@ impl Engine {
                 if received.answer_reset {
                     self.reply_reset(now, iface, segment);
                 }
+                if joined {
+                    self.join_limit.give_back(segment.src);
+                    self.confirm_flow(&key);
+                }
                 self.settle(index, now, &segment.payload[received.in_place]);
             }
             None => match self.time_wait.find(self.flows.fingerprint(&key)) {
                 Some(entry) => {
                     return self.on_time_wait_segment(now, arrival, segment, key, entry);
                 }
-                None => match self.pass_on(now, segment, &key, arrival.forwarded) {
+                None => match self.pass_on(now, segment, &key, arrival) {
                     Some(verdict) => return verdict,
                     None => self.on_unknown(now, iface, segment, key, None),
                 },

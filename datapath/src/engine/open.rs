@@ -61,30 +61,25 @@ impl Engine {
             self.reply_reset(now, iface, segment);
             return;
         }
-        // A cookie cannot heed the sequence numbers of a connection before.
-        let forgets = self.wants_cookies() && last_used.is_none();
         let full = self.connections.len() >= self.config.connections_max;
-        if full && self.stranded.count() == 0 {
-            self.metrics.listen_overflows += 1;
+        let room = self.memory.admits(CONNECTION_BYTES);
+        // A connection that waits for a join gives way to a client that brings a cookie back, but not to
+        // whoever can send a SYN. A cookie cannot heed the sequence numbers of a connection before.
+        let could_have_room = self.stranded.count() > 0 && last_used.is_none();
+        if !could_have_room && (full || !room) {
+            self.metrics.listen_overflows += u64::from(full);
+            self.metrics.memory_refused += u64::from(!room);
             return;
         }
-        if !self.memory.admits(CONNECTION_BYTES) {
-            if !forgets {
-                // For the client's next SYN.
-                self.end_oldest_stranded(now);
-            }
-            self.metrics.memory_refused += 1;
-            return;
-        }
-        if forgets {
+        if full || !room || self.wants_cookies() && last_used.is_none() {
             self.answer_with_cookie(now, iface, segment, service);
             return;
         }
-        if self.half_open >= self.config.half_open_max || full && !self.end_oldest_stranded(now) {
+        if self.half_open >= self.config.half_open_max {
             self.metrics.listen_overflows += 1;
             return;
         }
-        if !self.steer_flow(key) {
+        if !self.steer_flow(key, None) {
             return;
         }
         let config = &self.services[service].config;

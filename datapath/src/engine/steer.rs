@@ -7,12 +7,14 @@
 
 use super::Engine;
 use super::flow::FlowKey;
-use crate::steering::{Arrival, FlowMap, MemoryFlowMap, Verdict};
+use crate::seq::TcpSeq;
+use crate::steering::{Arrival, FlowMap, FlowRefused, MemoryFlowMap, Verdict};
 use crate::time::Instant;
 use crate::wire::frame::Segment;
 use crate::wire::icmp::PacketTooBig;
 use crate::wire::mptcp::MpJoin;
 use crate::wire::tcp::TcpFlags;
+use mpx_ebpf::FlowOwner;
 use std::collections::{HashMap, VecDeque};
 
 /// What may wait for the other workers.
@@ -121,24 +123,43 @@ impl Engine {
         self.mesh.messages.push_back(message);
     }
 
-    /// Lets segments of a flow find this worker, before the first of ours leaves. `false`: the map has
-    /// no room, and the flow must not come to be.
-    pub(super) fn steer_flow(&mut self, key: FlowKey) -> bool {
+    /// Lets segments of a flow find this worker, before the first of ours leaves: all of them, or, where
+    /// its client has proved nothing yet, those that acknowledge `pending`. `false`: the flow must not
+    /// come to be.
+    // RFC 8684 §5: whoever has a token may forge the addresses of a join. If that were enough to have
+    // all segments of these addresses, he could take a flow of the kernel's, or of another worker.
+    pub(super) fn steer_flow(&mut self, key: FlowKey, pending: Option<TcpSeq>) -> bool {
         let at_home = self.mesh.home(&key) == Some(self.mesh.worker);
         let service = self.services.iter();
         let mut listens = service.flat_map(|s| &s.config.listen);
-        let needed = !at_home || !listens.any(|l| key.is_to(*l));
-        let flow = self.flows.fingerprint(&key);
-        if !needed || self.mesh.mapped.contains_key(&flow) {
+        if at_home && listens.any(|l| key.is_to(*l)) {
             return true;
         }
-        let mesh = &mut self.mesh;
-        if !mesh.flow_map.insert(&key.octets(), mesh.worker) {
-            self.metrics.flow_map_full += 1;
+        let owner = FlowOwner {
+            worker: self.mesh.worker,
+            pending: pending.map(|number| number.0),
+        };
+        if let Err(refused) = self.mesh.flow_map.insert(&key.octets(), owner) {
+            *match refused {
+                FlowRefused::Full => &mut self.metrics.flow_map_full,
+                FlowRefused::Taken => &mut self.metrics.flow_map_taken,
+            } += 1;
             return false;
         }
-        mesh.mapped.insert(flow, key);
+        self.mesh.mapped.insert(self.flows.fingerprint(&key), key);
         true
+    }
+
+    /// The client of a flow that was pending has proved itself: all its segments are ours.
+    pub(super) fn confirm_flow(&mut self, key: &FlowKey) {
+        let mesh = &mut self.mesh;
+        if !mesh.mapped.contains_key(&self.flows.fingerprint(key)) {
+            return;
+        }
+        // Where its entry was lost and there is no room, its timestamps and the other workers are left.
+        let owner = FlowOwner::proven(mesh.worker);
+        let confirmed = mesh.flow_map.insert(&key.octets(), owner).is_ok();
+        self.metrics.flow_map_full += u64::from(!confirmed);
     }
 
     /// A flow is over, without TIME-WAIT.
@@ -155,7 +176,8 @@ impl Engine {
         };
         // A client may have used the addresses again for a connection of another worker.
         let octets = key.octets();
-        if mesh.flow_map.lookup(&octets) == Some(mesh.worker) {
+        let entry = mesh.flow_map.lookup(&octets);
+        if entry.is_some_and(|entry| entry.worker == mesh.worker) {
             mesh.flow_map.remove(&octets);
         }
     }
@@ -166,12 +188,12 @@ impl Engine {
         now: Instant,
         segment: &Segment<'_>,
         key: &FlowKey,
-        forwarded: bool,
+        arrival: Arrival,
     ) -> Option<Verdict> {
         if self.mesh.config.workers == 1 {
             return None;
         }
-        if forwarded {
+        if arrival.forwarded {
             // Once and not twice: whoever passed it on named us.
             let opens = segment.tcp.flags.contains(TcpFlags::SYN);
             self.metrics.wrong_worker += u64::from(!opens);
@@ -181,7 +203,11 @@ impl Engine {
             Owner::Worker(worker) if worker == self.mesh.worker => None,
             Owner::Worker(worker) => Some(Verdict::Forward(worker)),
             Owner::Unknown => {
-                self.metrics.flow_lookups_skipped += 1;
+                // No flow of another worker acknowledges a cookie of this one.
+                let at_home = self.mesh.home(key) == Some(self.mesh.worker);
+                if !(at_home && self.on_cookie(now, arrival.iface, segment, *key)) {
+                    self.metrics.flow_lookups_skipped += 1;
+                }
                 Some(Verdict::Taken)
             }
         }
@@ -192,7 +218,7 @@ impl Engine {
     fn owner_of_segment(&mut self, now: Instant, segment: &Segment<'_>, key: &FlowKey) -> Owner {
         let flags = segment.tcp.flags;
         let options = &segment.tcp.options;
-        let mesh = &mut self.mesh;
+        let mesh = &self.mesh;
         let opens = flags.contains(TcpFlags::SYN) && !flags.contains(TcpFlags::ACK);
         let named = if let (true, Some(MpJoin::Syn { token, .. })) = (opens, options.mptcp.join) {
             mesh.config.worker_of_token(token)
@@ -208,18 +234,24 @@ impl Engine {
         if let Some(worker) = named {
             return Owner::Worker(worker);
         }
+        // A frame that was passed on is not asked for its home.
+        let home = mesh.home(key).unwrap_or(mesh.worker);
+        if opens && self.wants_cookies() {
+            // A crowd of SYNs is not to use up the lookups that other segments need.
+            return Owner::Worker(home);
+        }
         if self.flow_lookup_limit.take(now, &mut *self.entropy) {
             self.metrics.flow_lookups += 1;
-            let mapped = mesh.flow_map.lookup(&key.octets());
-            if let Some(worker) = mapped.filter(|&worker| worker < mesh.config.workers) {
+            let acknowledged = flags.contains(TcpFlags::ACK).then_some(segment.tcp.ack.0);
+            let entry = self.mesh.flow_map.lookup(&key.octets());
+            let mapped = entry.and_then(|entry| entry.of_segment(acknowledged));
+            if let Some(worker) = mapped.filter(|&worker| worker < self.mesh.config.workers) {
                 return Owner::Worker(worker);
             }
         } else if !opens {
             // At home it might be answered with a RST, and end a flow that another worker has.
             return Owner::Unknown;
         }
-        // A frame that was passed on is not asked for its home.
-        let home = mesh.home(key).unwrap_or(mesh.worker);
         Owner::Worker(home)
     }
 }

@@ -227,7 +227,7 @@ impl Engine {
                 self.time_wait.remove(at);
                 self.forget_steered(entry.flow);
                 // The new one may be another worker's.
-                let verdict = self.pass_on(now, segment, &key, arrival.forwarded);
+                let verdict = self.pass_on(now, segment, &key, arrival);
                 if verdict.is_none() {
                     // RFC 9293 §3.6.1, MAY-2: above all that the connection before has used.
                     self.on_unknown(now, iface, segment, key, Some(entry.snd_nxt));

@@ -22,7 +22,7 @@ pub struct Pen {
 pub const KEY: u64 = 0x0102_0304_0506_0708;
 pub const ISS: u32 = 0xffff_ff00;
 const NONCE: u32 = 0x1122_3344;
-const JOIN_PORT: u16 = 5001;
+pub const JOIN_PORT: u16 = 5001;
 
 pub fn capable(content: CapableContent) -> MpCapable {
     MpCapable {

@@ -1,12 +1,14 @@
 //! Workers side by side: whose a segment is, and what the one that it comes to does with it.
 
+use super::pen::{JOIN_PORT, Pen};
 use super::script::{CLIENT, SERVER, Script};
+use crate::model::apps::Behaviour;
 use mpx_datapath::app::builtin::Discard;
 use mpx_datapath::engine::Patience;
 use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::steering::{FlowMap, MemoryFlowMap, Verdict};
 use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
-use mpx_ebpf::{FlowKey, flow_key_of, home};
+use mpx_ebpf::{FlowKey, FlowOwner, flow_key_of, home};
 use std::net::SocketAddr;
 
 const HASH_KEY: [u64; 2] = [3, 4];
@@ -33,6 +35,11 @@ fn client_of(worker: u32) -> SocketAddr {
     let ports = (1024..=u16::MAX).map(|port| SocketAddr::new(CLIENT.ip(), port));
     let mut at_home = ports.filter(|client| home(&key(*client), &HASH_KEY, 3) == worker);
     at_home.next().expect("there are thousands")
+}
+
+fn insert(flows: &MemoryFlowMap, client: SocketAddr, owner: FlowOwner) {
+    let inserted = flows.clone().insert(&key(client), owner);
+    assert_eq!(inserted, Ok(()));
 }
 
 fn echoing(tsecr: u32) -> TcpOptions {
@@ -88,9 +95,10 @@ fn only_the_worker_that_a_segment_names_answers() {
 
     // Then the map, and then the home.
     assert_eq!(judge(&mut script, ACK, plain), (Verdict::Forward(1), false));
-    flows.clone().insert(&key(script.client), 2);
+    insert(&flows, script.client, FlowOwner::proven(2));
     assert_eq!(judge(&mut script, ACK, plain), (Verdict::Forward(2), false));
-    flows.clone().insert(&key(script.client), 0);
+    flows.clone().remove(&key(script.client));
+    insert(&flows, script.client, FlowOwner::proven(0));
     assert_eq!(judge(&mut script, ACK, plain), (Verdict::Taken, true));
     flows.clone().remove(&key(script.client));
     script.client = client_of(0);
@@ -132,4 +140,100 @@ fn beyond_the_lookups_of_a_second_a_segment_is_dropped_and_a_syn_goes_home() {
     let syn = script.judge(1, TcpSeq(0), TcpFlags::SYN, plain, &[]);
     assert_eq!(syn, Verdict::Forward(2));
     assert_eq!(script.engine.metrics.flow_lookups, 1);
+}
+
+/// A client with a connection of worker 0, whose home its next subflow has not.
+fn joining(flows: &MemoryFlowMap) -> (Pen, SocketAddr) {
+    let joining = SocketAddr::new(CLIENT.ip(), JOIN_PORT);
+    let mut keys = (0..).map(|number| [number, 0]);
+    let homes = |hash_key: &[u64; 2]| [CLIENT, joining].map(|c| home(&key(c), hash_key, 2));
+    let hash_key = keys.find(|hash_key| homes(hash_key) == [0, 1]);
+    let mut pen = Pen::configured(Behaviour::default(), |config| {
+        (config.owner, config.owners) = (0, 2);
+        config.steering.workers = 2;
+        config.steering.hash_key = hash_key.expect("one in four is such");
+    });
+    pen.script.engine.set_flow_map(Box::new(flows.clone()));
+    pen.third_ack();
+    (pen, joining)
+}
+
+// RFC 8684 §5: whoever has a token can forge the addresses of a join, and with that all segments of these
+// addresses are not yet its.
+#[test]
+fn a_join_claims_the_segments_of_its_addresses_when_its_client_has_proved_itself() {
+    let mut flows = MemoryFlowMap::new(8);
+    let (mut pen, joining) = joining(&flows);
+    pen.join();
+    let (syn_ack, _) = pen.answer();
+    let claimed = |flows: &mut MemoryFlowMap, acknowledged| {
+        let entry = flows.lookup(&key(joining)).expect("the join is known");
+        entry.of_segment(acknowledged)
+    };
+    let next = (syn_ack.seq + 1).0;
+    let others = [None, Some(next - 1), Some(next + 1)];
+    assert_eq!(claimed(&mut flows, Some(next)), Some(0));
+    assert_eq!(others.map(|n| claimed(&mut flows, n)), [None; 3]);
+    pen.join_ack(&syn_ack, true);
+    assert_eq!(others.map(|n| claimed(&mut flows, n)), [Some(0); 3]);
+    assert_eq!(pen.script.engine.metrics.mp_join_ack_rx, 1);
+}
+
+#[test]
+fn a_join_that_proves_nothing_leaves_no_claim() {
+    let mut flows = MemoryFlowMap::new(8);
+    let (mut pen, joining) = joining(&flows);
+    pen.join();
+    let (syn_ack, _) = pen.answer();
+    pen.join_ack(&syn_ack, false);
+    assert!(pen.answer().0.flags.contains(TcpFlags::RST));
+    assert_eq!(flows.lookup(&key(joining)), None);
+}
+
+/// Another worker's flow of the same addresses is not to be taken from it by a join that may be forged.
+#[test]
+fn a_flow_that_is_proven_is_not_claimed_by_another_worker() {
+    let theirs = FlowOwner::proven(1);
+    let pending = FlowOwner {
+        pending: Some(7),
+        ..theirs
+    };
+    for (entry, taken) in [(theirs, true), (pending, false)] {
+        let mut flows = MemoryFlowMap::new(8);
+        let (mut pen, joining) = joining(&flows);
+        insert(&flows, joining, entry);
+        pen.join();
+        let (answer, _) = pen.answer();
+        assert_eq!(answer.flags.contains(TcpFlags::RST), taken);
+        assert_eq!(pen.script.engine.metrics.flow_map_taken, u64::from(taken));
+        let entry = flows.lookup(&key(joining)).expect("it is there");
+        assert_eq!(entry.worker == 1, taken);
+    }
+}
+
+/// A crowd of SYNs does not use up the lookups, and a cookie that comes back needs none.
+#[test]
+fn what_comes_in_crowds_asks_nobody_and_a_cookie_opens_without_asking() {
+    let mut script = Script::configured(Box::new(Discard), Patience::default(), |config| {
+        config.steering.workers = 3;
+        config.owners = 3;
+        config.steering.hash_key = HASH_KEY;
+        config.steering.flow_lookups_per_second_max = 1;
+        config.syn_cookies_from = 0;
+    });
+    script.client = client_of(0);
+    let plain = TcpOptions::default();
+    for _ in 0..3 {
+        script.judge(1, TcpSeq(0), TcpFlags::SYN, plain, &[]);
+    }
+    let (syn_ack, _) = script.answers().pop().expect("a SYN/ACK");
+    assert_eq!(script.engine.metrics.flow_lookups, 0);
+    // The one lookup of this second goes to a stranger.
+    script.client = client_of(1);
+    assert_eq!(judge(&mut script, ACK, plain).0, Verdict::Forward(1));
+    script.client = client_of(0);
+    let verdict = script.judge(2, syn_ack.seq + 1, ACK, plain, &[]);
+    assert_eq!(verdict, Verdict::Taken);
+    assert_eq!(script.engine.open_connections(), 1);
+    assert_eq!(script.engine.metrics.flow_lookups_skipped, 0);
 }

@@ -1,6 +1,8 @@
 //! Connections that lose subflows, and all of them (RFC 8684 §3.3.3, §3.3.6): what was lost with them
 //! comes over others, or over one that joins in time; the app is told nothing.
 
+use super::pen::{self, Pen};
+use super::script::{ACK, SYN};
 use crate::model::apps::{Behaviour, ECHO};
 use crate::model::client::{ClientConfig, Quirks};
 use crate::model::net::{Path, Side};
@@ -8,9 +10,11 @@ use crate::model::sim::{Family, Sim, SimConfig};
 use crate::model::subflow::State;
 use crate::model::{assert_same, stream};
 use mpx_datapath::app::CloseCause;
-use mpx_datapath::engine::{AddressPolicy, Announce, Patience};
+use mpx_datapath::engine::{AddressPolicy, Announce, EngineConfig, Patience};
 use mpx_datapath::mptcp::address::AGAIN_WAIT;
+use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::time::Duration;
+use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions};
 
 const LEN: usize = 600_000;
 const MS: Duration = Duration::from_millis(1);
@@ -224,7 +228,10 @@ fn those_that_wait_have_a_limit_and_make_room() {
                     seed: 100 + n,
                     ..ClientConfig::new(Family::V4.server(0))
                 });
-                sim.run(|sim| sim.clients[c].established());
+                sim.run(|sim| sim.server.count(|m| m.stranded_overflow) == n + 1);
+                assert!(sim.clients[c].established());
+            }
+            for c in MANY..MANY + 2 {
                 sim.clients[c].close_write();
             }
         }
@@ -241,6 +248,84 @@ fn those_that_wait_have_a_limit_and_make_room() {
         sim.run(|sim| sim.app.with_client(3, |r| r.closed).flatten().is_some());
         assert_eq!(sim.app.with_client(2, |r| r.closed), Some(None));
         sim.finish();
+    }
+}
+
+/// A client whose only subflow is gone, at an engine of this configuration.
+fn pen_waits(change: impl FnOnce(&mut EngineConfig)) -> Pen {
+    let mut pen = Pen::configured(ECHO, change);
+    pen.third_ack();
+    reset(&mut pen);
+    assert_eq!(pen.script.engine.metrics.stranded, 1);
+    pen
+}
+
+fn reset(pen: &mut Pen) {
+    let options = TcpOptions::default();
+    let seq = pen::ISS.wrapping_add(1);
+    pen.script.send(seq, pen.ack, TcpFlags::RST, options, b"");
+}
+
+/// What another client's SYN is answered with.
+fn other_syn(pen: &mut Pen) -> Option<TcpHeader> {
+    pen.script.client.set_port(6000);
+    pen.script
+        .send(1, TcpSeq(0), SYN, TcpOptions::default(), b"");
+    let answer = pen.script.answers().pop();
+    answer.map(|(header, _)| header)
+}
+
+// Anybody can send a SYN; only who is there brings a cookie back.
+#[test]
+fn what_waits_gives_way_to_a_client_and_not_to_a_syn() {
+    let mut pen = pen_waits(|config| config.connections_max = 1);
+    let mut syn_ack = None;
+    for _ in 0..3 {
+        syn_ack = other_syn(&mut pen);
+    }
+    let metrics = &pen.script.engine.metrics;
+    assert_eq!(
+        (metrics.stranded_overflow, metrics.listen_overflows),
+        (0, 0)
+    );
+    let ack = syn_ack.expect("a cookie").seq + 1;
+    pen.script.send(2, ack, ACK, TcpOptions::default(), b"");
+    assert_eq!(pen.script.engine.metrics.stranded_overflow, 1);
+    assert_eq!(pen.script.engine.open_connections(), 1);
+    // Where nothing waits, nothing makes room.
+    pen.script.client.set_port(6001);
+    pen.script
+        .send(1, TcpSeq(0), SYN, TcpOptions::default(), b"");
+    assert!(pen.script.answers().is_empty());
+    assert_eq!(pen.script.engine.metrics.listen_overflows, 1);
+}
+
+/// Under pressure nothing new comes, but what waits is joined: while it waits it frees nothing.
+#[test]
+fn what_waits_is_joined_where_memory_is_short() {
+    let used_bytes = |pen: &Pen| {
+        pen.script
+            .engine
+            .report(pen.script.now, 0)
+            .memory
+            .used_bytes
+    };
+    // Just above three quarters of what there may be.
+    let memory_max_bytes = used_bytes(&pen_waits(|_| {})) * 4 / 3 - 4;
+    for waits in [true, false] {
+        let mut pen = Pen::configured(ECHO, |config| config.memory_max_bytes = memory_max_bytes);
+        pen.third_ack();
+        if waits {
+            reset(&mut pen);
+        }
+        assert!(pen.script.engine.report(pen.script.now, 0).memory.pressure);
+        // Nor does a SYN of somebody else end it.
+        other_syn(&mut pen);
+        assert_eq!(pen.script.engine.metrics.stranded_overflow, 0);
+        pen.script.client.set_port(pen::JOIN_PORT);
+        pen.join();
+        let (answer, _) = pen.answer();
+        assert_eq!(!answer.flags.contains(TcpFlags::RST), waits);
     }
 }
 

@@ -310,7 +310,10 @@ impl Program {
         let from = SocketAddr::new(segment.src, segment.tcp.src_port);
         let to = SocketAddr::new(segment.dst, segment.tcp.dst_port);
         let key = mpx_ebpf::flow_key_of(from, to);
-        let mapped = self.flows.lookup(&key);
+        let flags = segment.tcp.flags;
+        let acknowledged = flags.contains(TcpFlags::ACK).then_some(segment.tcp.ack.0);
+        let entry = self.flows.lookup(&key);
+        let mapped = entry.and_then(|entry| entry.of_segment(acknowledged));
         let named = self.named(&segment, to, mapped)?;
         if !faults.direct || self.rng.permille(faults.wrong_worker_permille) {
             return Some(queue_home);

@@ -53,6 +53,7 @@ pub(super) fn cases() -> Vec<Case> {
             only_at(config, JOINED[0].1);
             config.keys += "drop_invalid_joins = true\n";
         }),
+        Case::new("a_forged_join_takes_no_flow_of_the_kernels", forged_join),
         own_address("ipv4", "10.9.1.77", "ip neigh show to"),
         own_address("ipv6", "fd00:9:1::77", "ip -6 neigh show to"),
     ]
@@ -193,6 +194,45 @@ fn answers(lab: &mut Lab, flags: [&str; 5], dropped: u64) -> Result<(), String> 
         false => Err(format!(
             "dropped and taken: {found:?}, not {:?}",
             (dropped, 2)
+        )),
+    }
+}
+
+/// Whoever has a token of ours forges a join from where a client of a kernel server is: that one notices
+/// nothing.
+fn forged_join(lab: &mut Lab) -> Result<(), String> {
+    lab.topology.client.ip("mptcp endpoint flush\n")?;
+    let address = server_socket(Family::V4, 1, KERNEL);
+    let _server = spawn_peer_server(&lab.topology.server, false, "echo", &[address], None, 0)?;
+    let file = lab.scratch.join("token");
+    let python = lab.topology.client.cmd("python3");
+    let mut clients = python
+        .args(["-c", JOINS, &address.ip().to_string(), &KERNEL.to_string()])
+        .arg(&file)
+        .spawn()?;
+    until(Duration::from_secs(10), "both clients", || {
+        match clients.poll()? {
+            Some(_) => Err(clients.stderr()),
+            None => Ok(clients.stdout().contains("ready")),
+        }
+    })?;
+    let connections = lab.mpxd()?.connections()?;
+    let ours = connections.iter().find(|c| c["service"] == "echo");
+    let token = ours.and_then(|c| c["token"].as_u64()).filter(|&t| t != 0);
+    let token = token.ok_or("the client of mpxd has no token")?;
+    let written = lab.scratch.join("token.new");
+    std::fs::write(&written, token.to_string())
+        .and_then(|()| std::fs::rename(&written, &file))
+        .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+    succeed(clients, Duration::from_secs(30))?;
+    let status = lab.mpxd()?.status()?;
+    match (
+        status.counter("MPJoinSynRx")?,
+        status.xdp("XdpRedirectFlow")?,
+    ) {
+        (1, 0) => Ok(()),
+        found => Err(format!(
+            "joins, and segments claimed: {found:?}, not (1, 0)"
         )),
     }
 }
