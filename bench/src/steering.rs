@@ -207,6 +207,8 @@ impl Loaded {
             first_owner: 0,
             flags: FLAG_DIRECT,
             hash_key: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
+            syns_per_window: u32::MAX,
+            strays_per_window: u32::MAX,
         };
         let mut array = Array::<_, ConfigWords>::try_from(map(&mut ebpf, MAP_CONFIG)?)?;
         array.set(0, config.to_words(), 0)?;

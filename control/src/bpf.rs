@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeSet,
     error, fmt, io,
+    net::IpAddr,
     os::fd::{AsFd, AsRawFd},
 };
 
@@ -17,12 +18,14 @@ use aya::{
 };
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_XSKMAP;
 use mpx_datapath::engine::Announce;
-use mpx_datapath::steering::{FlowMap, FlowRefused, gives_way};
+use mpx_datapath::steering::{FlowMap, FlowRefused, Sources, gives_way};
+use mpx_datapath::time::Instant;
+use mpx_ebpf::crowd::{self, SourceKey, SourceWords};
 use mpx_ebpf::{
     Config, ConfigWords, ENTRY_KERNEL, ENTRY_SERVICE, FlowKey, FlowOwner, FlowWords,
-    INTERFACES_MAX, MAP_CONFIG, MAP_COUNTERS, MAP_FLOWS, MAP_SERVICES, MAP_XSKS, PROGRAM,
-    SERVICES_MAX, SLOTS_MAX, ServiceKey, Verdict, address_key, address_octets, service_key_of,
-    slot,
+    INTERFACES_MAX, MAP_CONFIG, MAP_COUNTERS, MAP_FLOWS, MAP_SERVICES, MAP_SOURCES, MAP_XSKS,
+    PROGRAM, SERVICES_MAX, SLOTS_MAX, ServiceKey, Verdict, address_key, address_octets,
+    service_key_of, slot,
 };
 use rustix::io::Errno;
 
@@ -246,11 +249,16 @@ impl XdpProgram {
         let Some(Map::HashMap(data)) = self.ebpf.map(MAP_FLOWS) else {
             return Err(mismatch());
         };
-        let fd = data.fd().as_fd().try_clone_to_owned();
-        let fd =
-            fd.map_err(|error| BpfError::Load(format!("a map of the XDP program: {error}")))?;
-        let map = Map::HashMap(MapData::from_fd(fd)?);
-        Ok(BpfFlowMap(HashMap::try_from(map)?))
+        Ok(BpfFlowMap(HashMap::try_from(Map::HashMap(another(data)?))?))
+    }
+
+    /// The map of sources, in a handle of its own for a worker.
+    pub(crate) fn sources(&self) -> Result<BpfSources, BpfError> {
+        let Some(Map::LruHashMap(data)) = self.ebpf.map(MAP_SOURCES) else {
+            return Err(mismatch());
+        };
+        let map = Map::LruHashMap(another(data)?);
+        Ok(BpfSources(HashMap::try_from(map)?))
     }
 
     /// Frames per verdict, summed over the CPUs.
@@ -263,6 +271,13 @@ impl XdpProgram {
         };
         Verdict::ALL.iter().map(sum).collect()
     }
+}
+
+/// Another handle of a map.
+fn another(map: &MapData) -> Result<MapData, BpfError> {
+    let fd = map.fd().as_fd().try_clone_to_owned();
+    let fd = fd.map_err(|error| BpfError::Load(format!("a map of the XDP program: {error}")))?;
+    Ok(MapData::from_fd(fd)?)
 }
 
 /// For an insertion: only where there is no entry yet.
@@ -297,6 +312,17 @@ impl FlowMap for BpfFlowMap {
 
     fn lookup(&mut self, key: &FlowKey) -> Option<FlowOwner> {
         self.0.get(key, 0).ok().map(FlowOwner::from_words)
+    }
+}
+
+/// From where clients come, as the program reads it. The kernel makes room.
+pub(crate) struct BpfSources(HashMap<MapData, SourceKey, SourceWords>);
+
+impl Sources for BpfSources {
+    fn prove(&mut self, now: Instant, source: IpAddr) {
+        let key = crowd::source_key(address_octets(source));
+        // What is not told is taken for a stranger, and only in a crowd.
+        let _ = self.0.insert(key, crowd::proven(now.0), 0);
     }
 }
 
@@ -551,6 +577,8 @@ mod tests {
                 first_owner: 0,
                 flags: FLAG_DIRECT,
                 hash_key: [1, 2],
+                syns_per_window: u32::MAX,
+                strays_per_window: u32::MAX,
             },
         }
     }

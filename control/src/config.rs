@@ -141,6 +141,8 @@ pub(crate) struct Limits {
     pub(crate) max_challenge_acks_per_s: u32,
     /// RSTs in one second to what fits no connection.
     pub(crate) max_resets_per_s: u32,
+    pub(crate) max_syns_per_s: u32,
+    pub(crate) max_strays_per_s: u32,
 }
 
 /// This server among those that share the addresses behind a balancer.
@@ -350,6 +352,8 @@ struct RawLimits {
     memory_max_bytes: Option<Spanned<u64>>,
     max_challenge_acks_per_s: Option<Spanned<u64>>,
     max_resets_per_s: Option<Spanned<u64>>,
+    max_syns_per_s: Option<Spanned<u64>>,
+    max_strays_per_s: Option<Spanned<u64>>,
 }
 
 #[derive(Deserialize)]
@@ -486,6 +490,8 @@ const EXAMPLES: &[(&str, &str)] = &[
         "max_challenge_acks_per_s = 1000",
     ),
     ("max_resets_per_s", "max_resets_per_s = 10000"),
+    ("max_syns_per_s", "max_syns_per_s = 30000"),
+    ("max_strays_per_s", "max_strays_per_s = 30000"),
 ];
 
 /// Of one connection.
@@ -1002,6 +1008,8 @@ impl Source<'_> {
         const BUFFER: std::ops::RangeInclusive<u64> = 16_384..=1 << 30;
         const MEMORY: std::ops::RangeInclusive<u64> = 1 << 20..=1 << 44;
         const RATE: std::ops::RangeInclusive<u64> = 1..=10_000_000;
+        // Counted in windows of 67 ms, of at least one.
+        const CROWD: std::ops::RangeInclusive<u64> = 15..=1_000_000_000;
         let number = |key, value: &Option<Spanned<u64>>, default, range| {
             self.number(key, value.as_ref(), default, range)
                 .map(|value| value as usize)
@@ -1084,6 +1092,14 @@ impl Source<'_> {
                 &raw.max_resets_per_s,
                 10_000,
                 RATE,
+            )? as u32,
+            max_syns_per_s: number("limits.max_syns_per_s", &raw.max_syns_per_s, 50_000, CROWD)?
+                as u32,
+            max_strays_per_s: number(
+                "limits.max_strays_per_s",
+                &raw.max_strays_per_s,
+                30_000,
+                CROWD,
             )? as u32,
         })
     }
@@ -1342,6 +1358,8 @@ send_buffer_max_bytes = 131072
 memory_max_bytes = 268435456
 max_challenge_acks_per_s = 20
 max_resets_per_s = 30
+max_syns_per_s = 31
+max_strays_per_s = 32
 [[interface]]
 name = "s1"
 [[service]]
@@ -1406,6 +1424,8 @@ app = { kind = "echo" }
                 memory_max_bytes: Some(1 << 28),
                 max_challenge_acks_per_s: 20,
                 max_resets_per_s: 30,
+                max_syns_per_s: 31,
+                max_strays_per_s: 32,
             }
         );
         let AppConfig::Proxy(proxy) = &config.services[0].app else {

@@ -2,7 +2,7 @@
 
 use crate::admin::{self, ControlSocket};
 use crate::announce;
-use crate::bpf::{BpfFlowMap, LoadConfig, XdpInterface, XdpProgram};
+use crate::bpf::{BpfFlowMap, BpfSources, LoadConfig, XdpInterface, XdpProgram};
 use crate::config::{self, AppConfig, Config, FlowHash, Limits, Service};
 use crate::entries::Entries;
 use crate::kernel_joins;
@@ -19,6 +19,7 @@ use mpx_datapath::port::xsk::{self, XskConfig, XskInterface, XskPort};
 use mpx_datapath::rand::{ChaChaEntropy, Entropy};
 use mpx_datapath::steering::Steering;
 use mpx_datapath::worker::{Command, Handle, Worker, clock};
+use mpx_ebpf::crowd::per_window;
 use mpx_ebpf::{FLAG_DIRECT, FLAG_DROP_INVALID_JOINS, FLAG_FLOW_HASH_NIC, OWNER_BITS_DEFAULT};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -64,8 +65,9 @@ pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
     for (index, port) in ports.into_iter().enumerate() {
         let (team, handles) = (Arc::clone(&team), handles.clone());
         let (started, wake) = (started.clone(), wake.clone());
-        let flow_map = xdp.flow_map().map_err(|error| error.to_string())?;
-        let body = move || work(&team, index, port, flow_map, &handles, &started, &wake);
+        let maps = xdp.flow_map().and_then(|flows| Ok((flows, xdp.sources()?)));
+        let maps = maps.map_err(|error| error.to_string())?;
+        let body = move || work(&team, index, port, maps, &handles, &started, &wake);
         let thread = thread::Builder::new().name(format!("worker-{index}"));
         threads.push(thread.spawn(body).map_err(no_thread)?);
     }
@@ -217,7 +219,7 @@ fn work(
     team: &Team,
     index: usize,
     port: XskPort,
-    flow_map: BpfFlowMap,
+    (flow_map, sources): (BpfFlowMap, BpfSources),
     handles: &[Handle],
     started: &Sender<Result<(), String>>,
     wake: &Sender<Event>,
@@ -235,6 +237,7 @@ fn work(
         }
     };
     engine.set_flow_map(Box::new(flow_map));
+    engine.set_sources(Box::new(sources));
     let mut worker = Worker::new(port, engine, handles, index);
     // If nobody waits any more, the main thread has an error of its own to report.
     if started.send(Ok(())).is_err() {
@@ -402,6 +405,8 @@ fn load_config(team: &Team) -> LoadConfig {
             first_owner: team.first_owner(),
             flags,
             hash_key: team.hash_key,
+            syns_per_window: per_window(config.limits.max_syns_per_s),
+            strays_per_window: per_window(config.limits.max_strays_per_s),
         },
     }
 }

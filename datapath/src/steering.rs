@@ -2,8 +2,10 @@
 //! (`mpx_ebpf`), and the map of flows is reached through a trait.
 
 use crate::port::IfaceId;
+use crate::time::Instant;
 use mpx_ebpf::{FlowKey, FlowOwner};
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Flows whose worker neither their addresses nor, where they have any, their timestamps name: the
@@ -30,6 +32,17 @@ pub enum FlowRefused {
 /// Whether a map of flows lets `new` take the place of what it has for that flow.
 pub fn gives_way(old: FlowOwner, new: FlowOwner) -> bool {
     old.pending.is_some() || old.worker == new.worker
+}
+
+/// From where clients come: in a crowd of SYNs the XDP program lets theirs through.
+pub trait Sources {
+    /// A client at this address has completed a handshake: it is there.
+    fn prove(&mut self, now: Instant, source: IpAddr);
+}
+
+/// Nobody lets anything through.
+impl Sources for () {
+    fn prove(&mut self, _now: Instant, _source: IpAddr) {}
 }
 
 /// A map of this process alone. Clones share it.

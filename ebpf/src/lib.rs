@@ -5,6 +5,7 @@
 //! hand them to the kernel; the functions here give them meaning.
 #![no_std]
 
+pub mod crowd;
 pub mod decode;
 mod flow;
 
@@ -24,6 +25,9 @@ pub const MAP_FLOWS: &str = "FLOWS";
 pub const MAP_CONFIG: &str = "CONFIG";
 /// Interface index to that interface's XSKMAP, whose slots [`slot`] numbers.
 pub const MAP_XSKS: &str = "XSKS";
+/// [`crowd::SourceKey`] to [`crowd::SourceWords`]: from where clients have come lately. The oldest give
+/// way.
+pub const MAP_SOURCES: &str = "SOURCES";
 /// Frames per [`Verdict`], an array per CPU.
 pub const MAP_COUNTERS: &str = "COUNTERS";
 
@@ -35,6 +39,9 @@ pub const SLOTS_MAX: u32 = 4096;
 pub const SERVICES_MAX: u32 = 4096;
 /// Entries of the flows map, one per subflow that needs one. 25 MB of kernel memory.
 pub const FLOWS_MAX: u32 = 1 << 18;
+
+/// Entries of the map of sources.
+pub const SOURCES_MAX: u32 = 1 << 16;
 
 /// The XSKMAP slot of the socket that worker `owner` of `workers` holds on `queue`.
 #[inline(always)]
@@ -142,6 +149,10 @@ pub struct Config {
     pub flags: u32,
     /// Of [`home`].
     pub hash_key: [u64; 2],
+    /// SYNs that are let through on one CPU in a window, see [`crowd`].
+    pub syns_per_window: u32,
+    /// And segments that claim no flow that could be known.
+    pub strays_per_window: u32,
 }
 
 /// A [`Config`] as the map holds it; the words not used yet are 0.
@@ -160,8 +171,8 @@ impl Config {
             (k0 >> 32) as u32,
             k1 as u32,
             (k1 >> 32) as u32,
-            0,
-            0,
+            self.syns_per_window,
+            self.strays_per_window,
             0,
         ]
     }
@@ -178,6 +189,8 @@ impl Config {
                 words[5] as u64 | (words[6] as u64) << 32,
                 words[7] as u64 | (words[8] as u64) << 32,
             ],
+            syns_per_window: words[9],
+            strays_per_window: words[10],
         }
     }
 
@@ -269,6 +282,10 @@ verdicts! {
     DropTooDeep,
     /// A join that is malformed, or for a port where none are taken.
     DropInvalidJoin,
+    /// One SYN too many, from where no client is known to be.
+    DropCrowdedSyn,
+    /// One segment too many of those that claim no flow that could be known.
+    DropCrowdedStray,
     /// Ours, but the slot holds no socket.
     DropNoSocket,
     /// Ours, but the slot holds a socket of another queue: the kernel would drop it uncounted.
@@ -327,6 +344,8 @@ mod tests {
             first_owner: 4,
             flags: 5,
             hash_key: [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210],
+            syns_per_window: 6,
+            strays_per_window: 7,
         };
         assert_eq!(Config::from_words(&config.to_words()), config);
     }
@@ -340,6 +359,8 @@ mod tests {
             first_owner: 2,
             flags: FLAG_DIRECT,
             hash_key: [0; 2],
+            syns_per_window: 1,
+            strays_per_window: 1,
         };
         let workers = [0, 1, 2, 3, 4, u32::MAX].map(|owner| config.worker_of(owner));
         assert_eq!(workers, [None, None, Some(0), Some(1), None, None]);

@@ -10,14 +10,17 @@
 
 use aya_ebpf::{
     bindings::xdp_action,
-    btf_maps::{Array, HashMap, HashOfMaps, PerCpuArray, XskMap},
+    btf_maps::{Array, HashMap, HashOfMaps, LruHashMap, PerCpuArray, XskMap},
+    helpers::bpf_ktime_get_ns,
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
 use mpx_ebpf::{
     Config, ConfigWords, ENTRY_ADDRESS, ENTRY_ANNOUNCE, ENTRY_JOINS, ENTRY_KERNEL, ENTRY_SERVICE,
     FLAG_DIRECT, FLAG_DROP_INVALID_JOINS, FLAG_FLOW_HASH_NIC, FLOWS_MAX, FlowKey, FlowOwner,
-    FlowWords, INTERFACES_MAX, SERVICES_MAX, SLOTS_MAX, ServiceKey, VERDICTS, Verdict, address_key,
+    FlowWords, INTERFACES_MAX, SERVICES_MAX, SLOTS_MAX, SOURCES_MAX, ServiceKey, VERDICTS, Verdict,
+    address_key,
+    crowd::{self, SourceKey, SourceWords, Tally},
     decode::{self, Bytes, Join, Segment, Walk},
     flow_key, home, queue_home, service_key, slot,
 };
@@ -38,6 +41,14 @@ static CONFIG: Array<ConfigWords, 1> = Array::new();
 static XSKS: HashOfMaps<u32, XskMap<{ SLOTS_MAX as usize }>, { INTERFACES_MAX as usize }> =
     HashOfMaps::new();
 
+/// From where clients have shown that they are there.
+#[btf_map]
+static SOURCES: LruHashMap<SourceKey, SourceWords, { SOURCES_MAX as usize }> = LruHashMap::new();
+
+/// What was let through of either kind of [`Crowd`].
+#[btf_map]
+static TALLIES: PerCpuArray<Tally, 2> = PerCpuArray::new();
+
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { VERDICTS as usize }> = PerCpuArray::new();
 
@@ -56,6 +67,8 @@ fn mpx_xdp(ctx: XdpContext) -> u32 {
         Verdict::DropFragment
         | Verdict::DropTooDeep
         | Verdict::DropInvalidJoin
+        | Verdict::DropCrowdedSyn
+        | Verdict::DropCrowdedStray
         | Verdict::DropNoSocket
         | Verdict::DropWrongQueue => xdp_action::XDP_DROP,
         Verdict::PassNotIp
@@ -145,26 +158,69 @@ fn judge_segment(ctx: &XdpContext, segment: &Segment) -> Verdict {
     };
     let local = entry(&service_key(segment.destination, segment.destination_port));
     let is_service = local & ENTRY_SERVICE != 0;
-    if segment.is_syn() && JOINS {
-        let join = judge_join(ctx, &config, segment, local);
-        if let Some(verdict) = join {
+    let mut crowd = Some(Crowd::Strays);
+    if segment.is_syn() {
+        crowd = Some(Crowd::Syns);
+        if JOINS && let Some(verdict) = judge_join(ctx, &config, segment, local) {
             return verdict;
         }
-    } else if is_service
-        && segment.is_ack()
-        && let Some(tsecr) = decode::echoed_timestamp(&Frame(ctx), segment)
-        && let Some(worker) = config.worker_of_timestamp(tsecr)
-    {
-        return redirect(ctx, Target::Worker(worker), Verdict::RedirectTimestamp);
+    } else if is_service && segment.is_ack() {
+        match decode::echoed_timestamp(&Frame(ctx), segment) {
+            Some(tsecr) => {
+                if let Some(worker) = config.worker_of_timestamp(tsecr) {
+                    return redirect(ctx, Target::Worker(worker), Verdict::RedirectTimestamp);
+                }
+            }
+            // What clients without timestamps send can be told from nothing.
+            None => crowd = None,
+        }
     }
     let key = segment.flow_key();
     if let Some(worker) = flow(&key, segment.acknowledged()) {
         return redirect(ctx, Target::Worker(worker), Verdict::RedirectFlow);
     }
-    if is_service {
-        redirect(ctx, Target::Home(&key), Verdict::RedirectHome)
-    } else {
-        Verdict::PassNotOurs
+    if !is_service {
+        return Verdict::PassNotOurs;
+    }
+    if let Some(verdict) = crowd.and_then(|crowd| crowd.refuse(&config, segment)) {
+        return verdict;
+    }
+    redirect(ctx, Target::Home(&key), Verdict::RedirectHome)
+}
+
+/// What anybody can send, however many.
+#[derive(Clone, Copy)]
+enum Crowd {
+    Syns = 0,
+    /// Neither a SYN nor of a flow that its timestamps or addresses name, and not of a client without
+    /// timestamps.
+    Strays = 1,
+}
+
+impl Crowd {
+    /// The verdict on what is one too many.
+    #[inline(always)]
+    fn refuse(self, config: &Config, segment: &Segment) -> Option<Verdict> {
+        let (max, refused) = match self {
+            Crowd::Syns => (config.syns_per_window, Verdict::DropCrowdedSyn),
+            Crowd::Strays => (config.strays_per_window, Verdict::DropCrowdedStray),
+        };
+        // SAFETY: a helper without arguments.
+        let window = crowd::window_of(unsafe { bpf_ktime_get_ns() });
+        let mut taken = match TALLIES.get_ptr_mut(self as u32) {
+            // SAFETY: the pointer is to this CPU's own value, and an XDP program is not preempted by
+            // another one on its CPU.
+            Some(tally) => crowd::take(unsafe { &mut *tally }, window, max),
+            None => true,
+        };
+        if let (false, Crowd::Syns) = (taken, self)
+            && let Some(source) = SOURCES.get_ptr_mut(crowd::source_key(segment.source))
+        {
+            // SAFETY: three words, each read and written on its own. Where another CPU, or user space,
+            // does so meanwhile, a few SYNs more or less are counted.
+            taken = crowd::take_of_source(unsafe { &mut *source }, window, max);
+        }
+        if taken { None } else { Some(refused) }
     }
 }
 
@@ -186,6 +242,7 @@ fn judge_join(ctx: &XdpContext, config: &Config, segment: &Segment, local: u32) 
     let taken = local & (ENTRY_SERVICE | ENTRY_JOINS) != 0 || address & ENTRY_JOINS != 0;
     match join {
         Join::Token(token) if taken => Some(match config.worker_of_token(token) {
+            _ if Crowd::Syns.refuse(config, segment).is_some() => Verdict::DropCrowdedSyn,
             Some(worker) => redirect(ctx, Target::Worker(worker), Verdict::RedirectToken),
             // No connection of this server has such a token: any worker can say so.
             None => redirect(

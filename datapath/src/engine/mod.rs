@@ -19,6 +19,7 @@ mod neighbor;
 mod open;
 mod policy;
 mod report;
+mod sources;
 mod spent;
 mod steer;
 mod stranded;
@@ -61,6 +62,7 @@ use limit::{RateLimit, SourceLimit};
 use neighbor::Neighbors;
 use policy::Backups;
 use slab::Slab;
+use sources::ProvenSources;
 use spent::SpentCookies;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -138,6 +140,7 @@ pub struct Engine {
     icmp_limit: RateLimit,
     neighbors: Neighbors,
     flow_lookup_limit: RateLimit,
+    proven_sources: ProvenSources,
     mesh: Mesh,
     fallbacks: Fallbacks,
     pub metrics: Metrics,
@@ -197,6 +200,7 @@ impl Engine {
             challenge_limit: RateLimit::new(config.challenge_acks_per_second_max),
             reset_limit: RateLimit::new(config.resets_per_second_max),
             join_limit: SourceLimit::new(config.pending_joins_per_source_max, &mut *entropy),
+            proven_sources: ProvenSources::new(&mut *entropy),
             secrets,
             fast_open_cookies,
             entropy,
@@ -260,10 +264,10 @@ impl Engine {
                 let index = connection as usize;
                 let connection = &mut self.connections[index];
                 connection.set_allowance(self.memory.allowance());
-                let joining = connection.is_joining(subflow as usize);
+                let opening = connection.is_opening(subflow as usize);
                 let received =
                     connection.on_segment(subflow as usize, now, iface, segment, &mut self.metrics);
-                let joined = joining && connection.is_open(subflow as usize);
+                let opened = opening && connection.is_open(subflow as usize);
                 if received.challenge {
                     if self.challenge_limit.take(now, &mut *self.entropy) {
                         self.metrics.challenge_acks += 1;
@@ -275,9 +279,12 @@ impl Engine {
                 if received.answer_reset {
                     self.reply_reset(now, iface, segment);
                 }
-                if joined {
-                    self.join_limit.give_back(segment.src);
-                    self.confirm_flow(&key);
+                if opened {
+                    self.proven_sources.prove(now, segment.src);
+                    if !self.connections[index].is_initial(subflow as usize) {
+                        self.join_limit.give_back(segment.src);
+                        self.confirm_flow(&key);
+                    }
                 }
                 self.settle(index, now, &segment.payload[received.in_place]);
             }

@@ -64,6 +64,8 @@ impl Mesh {
                 first_owner: config.owner - steering.worker,
                 flags,
                 hash_key: steering.hash_key,
+                syns_per_window: u32::MAX,
+                strays_per_window: u32::MAX,
             },
             worker: steering.worker,
             flow_map: Box::new(MemoryFlowMap::new(OWN_FLOWS_MAX)),

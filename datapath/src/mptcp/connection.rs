@@ -583,10 +583,15 @@ impl Connection {
         self.subflows.insert(subflow)
     }
 
-    /// Whether subflow `index` is a join whose third ACK has not come.
-    pub fn is_joining(&self, index: usize) -> bool {
+    /// Whether the third ACK of subflow `index` has not come.
+    pub fn is_opening(&self, index: usize) -> bool {
         let subflow = self.subflows.get(index);
-        subflow.is_some_and(|s| s.state == State::SynReceived && !s.initial)
+        subflow.is_some_and(|s| s.state == State::SynReceived)
+    }
+
+    /// Whether subflow `index` is the one that opened the connection.
+    pub fn is_initial(&self, index: usize) -> bool {
+        self.subflows.get(index).is_some_and(|s| s.initial)
     }
 
     /// Whether the handshake of subflow `index` is over.

@@ -278,6 +278,8 @@ impl Program {
                 first_owner: 0,
                 flags: 0,
                 hash_key: [config.seed, 7],
+                syns_per_window: u32::MAX,
+                strays_per_window: u32::MAX,
             },
             services: services.into_iter().flat_map(|s| s.listen).collect(),
             flows: MemoryFlowMap::new(FLOWS_MAX),

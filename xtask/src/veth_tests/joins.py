@@ -75,7 +75,7 @@ def forge(port, file):
             sys.exit("there is no token")
         time.sleep(0.01)
     with open(file) as text:
-        join(kernel.getsockname()[1], port, 12, int(text.read()))
+        join(kernel.getsockname()[1], port, 12, int(text.read(), 16))
     # Its answer is here before that of mpxd's echo.
     echo(ours, b"after")
     for _ in range(5):

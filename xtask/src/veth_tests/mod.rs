@@ -14,6 +14,7 @@ mod emulated;
 mod fallback;
 mod fast_open;
 mod faults;
+mod floods;
 mod lab;
 mod links;
 mod neighborhood;
@@ -130,6 +131,7 @@ impl Case {
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = transfers::cases();
     cases.extend(faults::cases());
+    cases.extend(floods::cases());
     cases.extend(fast_open::cases());
     cases.extend(links::cases());
     cases.extend(ecn::cases());
