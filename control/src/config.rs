@@ -1093,7 +1093,7 @@ impl Source<'_> {
                 10_000,
                 RATE,
             )? as u32,
-            max_syns_per_s: number("limits.max_syns_per_s", &raw.max_syns_per_s, 50_000, CROWD)?
+            max_syns_per_s: number("limits.max_syns_per_s", &raw.max_syns_per_s, 30_000, CROWD)?
                 as u32,
             max_strays_per_s: number(
                 "limits.max_strays_per_s",
