@@ -341,6 +341,11 @@ impl Connection {
         }
         let due = self.fins == Fins::Due;
         for (_, subflow) in &mut self.subflows {
+            if subflow.state == State::SynReceived {
+                // A join that is under way comes too late, if it comes at all.
+                let reset = Reset::with_reason(RST_MPTCP_SPECIFIC);
+                subflow.reset.get_or_insert(reset);
+            }
             subflow.fin_wanted |= due || subflow.state == State::CloseWait;
         }
     }

@@ -1,7 +1,7 @@
 //! The end of both streams, in every order, and whose FIN comes first on the subflow then
 //! (RFC 8684 §3.3.3).
 
-use super::pen::{ISS, KEY, Pen};
+use super::pen::{ISS, JOIN_PORT, KEY, Pen};
 use super::script::{ACK, FIN};
 use crate::model::apps::Behaviour;
 use mpx_datapath::app::CloseCause;
@@ -99,6 +99,22 @@ fn a_client_that_never_sends_a_fin() {
             (held, 1)
         );
     }
+}
+
+// What is still under way then is of no use, and nothing waits for it.
+#[test]
+fn a_join_under_way_ends_with_the_streams() {
+    let mut pen = Pen::closing(CLOSING);
+    pen.join();
+    assert_eq!(pen.headers().len(), 1, "its SYN/ACK");
+    pen.end(NEXT, ACK, true, false);
+    let is_reset = |header: &&TcpHeader| header.flags.contains(TcpFlags::RST);
+    assert_eq!(pen.headers().iter().filter(is_reset).count(), 0);
+    pen.end(NEXT, ACK, false, true);
+    let answers = pen.headers();
+    let resets: Vec<_> = answers.iter().filter(is_reset).collect();
+    assert!(resets.len() == 1 && resets[0].dst_port == JOIN_PORT);
+    assert_eq!(pen.app.record().closed, Some(CloseCause::Finished));
 }
 
 // A client that sends its FIN in time, at once or at the last moment, is answered and bears TIME-WAIT.
