@@ -442,7 +442,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("backup", "backup = true"),
     ("proxy_protocol", "proxy_protocol = \"none\" or \"v2\""),
     ("keepalive_ms", "keepalive_ms = 7200000, or 0 for never"),
-    ("congestion", "congestion = \"cubic\" or \"reno\""),
+    ("congestion", "congestion = \"cubic\", \"reno\" or \"lia\""),
     ("ecn", "ecn = true"),
     (
         "fast_open",
@@ -1640,7 +1640,8 @@ app = { kind = "echo" }
             (
                 web,
                 "app = { kind = \"echo\" }\ncongestion = \"bbr\"",
-                "m.toml:12: service.congestion: \"bbr\" is unknown; use \"cubic\" or \"reno\"",
+                "m.toml:12: service.congestion: \"bbr\" is unknown; use \"cubic\" or \"reno\" \
+                 or \"lia\"",
             ),
             (
                 web,

@@ -6,7 +6,7 @@ use crate::crypto::token_and_idsn;
 use crate::mptcp::subflow::Reset;
 use crate::rand::ChaChaEntropy;
 use crate::tcp::State;
-use crate::tcp::congestion::{Ack, Algorithm, CongestionControl};
+use crate::tcp::congestion::Algorithm;
 use crate::tcp::fast_open::FastOpen;
 use crate::time::Duration;
 use crate::wire::checksum;
@@ -15,31 +15,6 @@ use crate::wire::mptcp::{CapableContent, MpCapable};
 use std::net::SocketAddr;
 
 const SERVER: &str = "10.0.0.2:7";
-
-/// An algorithm that couples subflows, and does nothing else. The services have none to choose yet.
-#[derive(Debug)]
-struct Coupled;
-
-impl CongestionControl for Coupled {
-    fn name(&self) -> &'static str {
-        "coupled"
-    }
-    fn cwnd(&self) -> usize {
-        7000
-    }
-    fn ssthresh(&self) -> usize {
-        5000
-    }
-    fn is_coupled(&self) -> bool {
-        true
-    }
-    fn on_ack(&mut self, _: &Ack<'_>) {}
-    fn on_congestion(&mut self, _: Instant, _: usize) {}
-    fn on_timeout(&mut self, _: Instant, _: usize, _: bool) {}
-    fn undo(&mut self) {}
-    fn on_idle(&mut self) {}
-    fn set_mss(&mut self, _: usize) {}
-}
 
 /// A segment without text from a port of the client.
 fn send(engine: &mut Engine, now: Instant, port: u16, seq: u32, ack: TcpSeq, flags: TcpFlags) {
@@ -165,20 +140,18 @@ fn a_coupled_algorithm_sees_every_subflow_and_others_cost_nothing() {
         ack,
     } = two_subflows(BUFFERS);
     let connection = &mut engine.connections[0];
-    connection.subflows[0].tx.cc = Box::new(Coupled);
+    connection.subflows[0].tx.cc = Algorithm::Lia.start(536);
+    connection.subflows[0].tx.cc.on_congestion(now, 10 * 536);
     let mut buffer = None;
     for _ in 0..3 {
         send(&mut engine, now, 5000, 2, ack, TcpFlags::ACK);
         let siblings = &engine.connections[0].subflows[0].tx.siblings;
         let seen: Vec<_> = siblings
             .iter()
-            .map(|s| (s.cwnd, s.ssthresh, s.srtt.as_millis(), s.recovering))
+            .map(|s| (s.cwnd, s.ssthresh, s.srtt.as_millis()))
             .collect();
-        let reno = 10 * 536;
-        assert_eq!(
-            seen,
-            [(7000, 5000, 10, false), (reno, usize::MAX, 30, false)]
-        );
+        let (half, whole) = (5 * 536, 10 * 536);
+        assert_eq!(seen, [(half, half, 10), (whole, usize::MAX, 30)]);
         // One buffer for all acknowledgments.
         assert_eq!(*buffer.get_or_insert(siblings.as_ptr()), siblings.as_ptr());
     }

@@ -1,6 +1,7 @@
 mod address;
 mod close;
 mod cookies;
+mod coupling;
 mod data_fin;
 mod ecn;
 mod fallback;

@@ -215,6 +215,13 @@ impl Sim {
         self.connect_from(client, local)
     }
 
+    /// The same over another path than the first.
+    pub fn connect_over(&mut self, client: ClientConfig, path: usize) -> usize {
+        self.hosts += 1;
+        let host = Family::of(client.server).host(path, self.hosts);
+        self.connect_on(client, SocketAddr::new(host, 40_000), IfaceId(path as u8))
+    }
+
     /// An address on path 0 that no client has.
     pub fn next_local(&mut self, family: Family) -> SocketAddr {
         self.hosts += 1;
@@ -222,8 +229,12 @@ impl Sim {
     }
 
     pub fn connect_from(&mut self, client: ClientConfig, local: SocketAddr) -> usize {
+        self.connect_on(client, local, IfaceId(0))
+    }
+
+    fn connect_on(&mut self, client: ClientConfig, local: SocketAddr, iface: IfaceId) -> usize {
         let mut client = Client::new(client);
-        client.connect(local, IfaceId(0));
+        client.connect(local, iface);
         self.clients.push(client);
         self.clients.len() - 1
     }

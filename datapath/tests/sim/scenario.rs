@@ -25,9 +25,12 @@ const SEGMENTS_MAX: usize = 2000;
 /// With less than this a server would not take a single connection with all its subflows.
 const MEMORY_MIN_BYTES: usize = 100_000;
 
+/// Congestion control of the first layers.
+const UNCOUPLED: [Algorithm; 2] = [Algorithm::Cubic, Algorithm::Reno];
+
 /// Draws of a seed, laid over each other. Each layer has a stream of its own: what is added in a new
 /// one leaves to every seed what it drew before.
-pub const LAYERS: u64 = 12;
+pub const LAYERS: u64 = 13;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -178,6 +181,9 @@ impl Scenario {
         if layers > 11 {
             Draw::new(seed, 11).floods(&mut scenario);
         }
+        if layers > 12 {
+            Draw::new(seed, 12).couples(&mut scenario);
+        }
         scenario
     }
 
@@ -199,7 +205,7 @@ impl Scenario {
             family,
             seed,
             checksum: draw.one_in(3),
-            congestion: Algorithm::ALL[(seed % 2) as usize],
+            congestion: UNCOUPLED[(seed % 2) as usize],
             receive_buffer_bytes: draw.buffer_bytes(),
             send_buffer_bytes: draw.buffer_bytes(),
             subflows_max: draw.pick(&[1, 2, 4, 8]),
@@ -556,7 +562,7 @@ impl Draw {
                     port: 8000 + n as u16,
                     checksum: self.one_in(2),
                     patience: self.patience(sim.patience),
-                    congestion: self.pick(&Algorithm::ALL),
+                    congestion: self.pick(&UNCOUPLED),
                     ecn: self.one_in(2),
                 });
             }
@@ -806,6 +812,17 @@ impl Draw {
                 frames_per_tick: self.magnitude(100),
                 seed: self.0.next(),
             });
+        }
+    }
+
+    /// Services whose subflows share a congestion control.
+    fn couples(&mut self, scenario: &mut Scenario) {
+        let sim = &mut scenario.sim;
+        let more = sim.more_services.iter_mut().map(|s| &mut s.congestion);
+        for congestion in more.chain([&mut sim.congestion]) {
+            if self.one_in(3) {
+                *congestion = Algorithm::Lia;
+            }
         }
     }
 

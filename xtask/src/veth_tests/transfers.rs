@@ -86,6 +86,15 @@ pub(super) fn cases() -> Vec<Case> {
             short_connections(lab, ECHO, "echo", 200, 20)
         })
         .queues(2),
+        Case::new("coupled_congestion_control", |lab| {
+            over_all_paths(
+                lab,
+                |octets| octets.0,
+                |lab| lab.download(Client::Mptcp, Family::V4, WEB, "64m"),
+            )
+        })
+        .configured(|config| config.services[0].keys += "congestion = \"lia\"\n")
+        .mpxd_only(),
         Case::new("wildcard_listen", |lab| {
             lab.download(Client::Mptcp, Family::V4, WEB, "64m")?;
             lab.download(Client::Mptcp, Family::V6, WEB, "64m")?;

@@ -5,9 +5,11 @@
 
 mod cubic;
 mod hystart;
+mod lia;
 mod newreno;
 
 pub use cubic::Cubic;
+pub use lia::Lia;
 pub use newreno::NewReno;
 
 use crate::seq::TcpSeq;
@@ -26,25 +28,28 @@ pub enum Algorithm {
     #[default]
     Cubic,
     Reno,
+    Lia,
 }
 
 impl Algorithm {
     /// The default first.
-    pub const ALL: [Algorithm; 2] = [Algorithm::Cubic, Algorithm::Reno];
+    pub const ALL: [Algorithm; 3] = [Algorithm::Cubic, Algorithm::Reno, Algorithm::Lia];
 
     /// As the configuration and `ss` call it.
     pub fn name(self) -> &'static str {
         match self {
-            Algorithm::Reno => "reno",
             Algorithm::Cubic => "cubic",
+            Algorithm::Reno => "reno",
+            Algorithm::Lia => "lia",
         }
     }
 
     /// For a new subflow whose largest segment has `mss` octets of text.
     pub fn start(self, mss: usize) -> Box<dyn CongestionControl> {
         match self {
-            Algorithm::Reno => Box::new(NewReno::new(mss)),
             Algorithm::Cubic => Box::new(Cubic::new(mss)),
+            Algorithm::Reno => Box::new(NewReno::new(mss)),
+            Algorithm::Lia => Box::new(Lia::new(mss)),
         }
     }
 }
@@ -85,9 +90,10 @@ pub struct Ack<'a> {
 pub struct Sibling {
     pub cwnd: usize,
     pub ssthresh: usize,
-    pub mss: usize,
+    /// Octets sent and not acknowledged.
+    pub flight_size: usize,
     pub srtt: Duration,
-    /// In fast recovery: RFC 6356 §3 counts it with its ssthresh.
+    /// In fast recovery.
     pub recovering: bool,
 }
 

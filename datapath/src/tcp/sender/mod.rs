@@ -229,7 +229,7 @@ impl<M: Copy> Sender<M> {
         Some(Sibling {
             cwnd: self.cc.cwnd(),
             ssthresh: self.cc.ssthresh(),
-            mss: self.mss,
+            flight_size: self.snd_nxt.distance(self.snd_una),
             srtt: self.rtt.srtt()?,
             recovering: matches!(self.recovery, Some(Recovery::Fast(_))),
         })

@@ -970,3 +970,22 @@ fn a_fin_stays_in_flight_when_its_text_is_acknowledged() {
     tx.on_ack(Instant::ZERO, fin + 1, &none, false, |_| false, |_| {});
     assert!(tx.flight_is_empty() && tx.in_flight() == 0);
 }
+
+// RFC 6356 §3 counts flight size, and ssthresh in fast recovery.
+#[test]
+fn siblings_see_the_flight_and_whether_it_is_being_repaired() {
+    let mut tx = sender(true, 10);
+    assert!(tx.as_sibling().is_none(), "no round trip was measured");
+    let see = |tx: &Sender<()>| {
+        let seen = tx.as_sibling().expect("one was");
+        (seen.cwnd, seen.ssthresh, seen.flight_size, seen.recovering)
+    };
+    ack(&mut tx, 1, &[]);
+    let cwnd = tx.cc.cwnd();
+    assert_eq!(see(&tx), (cwnd, usize::MAX, 9 * MSS, false));
+    // What is SACKed is not acknowledged.
+    ack(&mut tx, 1, &[(2, 5)]);
+    assert_eq!(see(&tx), (9 * MSS / 2, 9 * MSS / 2, 9 * MSS, true));
+    tx.on_timeout(Instant::from_millis(500));
+    assert_eq!(see(&tx), (MSS, tx.cc.ssthresh(), 9 * MSS, false));
+}
