@@ -106,6 +106,9 @@ enum Command {
         #[arg(long, default_value_t = 21)]
         rounds: usize,
     },
+    /// Clients with four subflows each in every mode of steering: all sums and subflows are looked at, and
+    /// how the XDP program and the workers brought their frames to their owner is counted
+    SteeringCrowd(veth_tests::CrowdOptions),
     /// Plays seeds of the deterministic simulator, or replays one with a listing of all its frames
     #[command(group(clap::ArgGroup::new("task").required(true)))]
     Sim {
@@ -242,6 +245,7 @@ fn run(command: Command) -> Result<(), String> {
         Command::Goodput(options) => goodput::run(&options),
         Command::Flood(options) => flood::run(&options),
         Command::SteeringCost { rounds } => steering::run(rounds),
+        Command::SteeringCrowd(options) => test::steering_crowd(&options),
         Command::LinkSpeed { link, seconds } => link::measure(&link, seconds),
         Command::Sim {
             seed: Some(seed),

@@ -60,6 +60,15 @@ impl Status {
             .ok_or_else(|| format!("mpxd status --json has no {name} of workers"))
     }
 
+    /// A figure of each queue.
+    pub(crate) fn queues(&self, name: &str) -> Result<Vec<u64>, String> {
+        let queues = self.0["queues"].as_array().into_iter().flatten();
+        let figures: Option<Vec<_>> = queues.map(|queue| queue[name].as_u64()).collect();
+        figures
+            .filter(|figures| !figures.is_empty())
+            .ok_or_else(|| format!("mpxd status --json has no {name} of queues"))
+    }
+
     /// Frames that the queues lost.
     pub(crate) fn queue_faults(&self) -> u64 {
         let queues = self.0["queues"].as_array().into_iter().flatten();

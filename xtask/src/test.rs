@@ -8,7 +8,7 @@ use crate::server::Kind;
 use crate::setup;
 use crate::topology;
 use crate::ui;
-use crate::veth_tests;
+use crate::veth_tests::{self, CrowdOptions};
 
 pub(crate) struct Options {
     pub(crate) veth: bool,
@@ -39,6 +39,15 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
     }
     ui::say(&format!("all passed in {}", ui::seconds(start.elapsed())));
     Ok(())
+}
+
+/// The modes of steering with more clients than fit into `cargo xtask test`.
+pub(crate) fn steering_crowd(options: &CrowdOptions) -> Result<(), String> {
+    setup::require_root("cargo xtask steering-crowd")?;
+    setup::ensure(setup::For::Test)?;
+    project::build()?;
+    topology::sweep()?;
+    veth_tests::steering_crowd(options)
 }
 
 fn static_checks() -> Result<(), String> {

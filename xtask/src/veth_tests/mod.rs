@@ -27,6 +27,8 @@ mod workers;
 
 use std::time::{Duration, Instant};
 
+use clap::Args;
+
 use crate::backend::Site;
 use crate::process::set_deadline;
 use crate::scratch::Scratch;
@@ -115,6 +117,10 @@ impl Case {
         self
     }
 
+    fn is_meant(&self, filters: &[String]) -> bool {
+        filters.is_empty() || filters.iter().any(|part| self.name.contains(part))
+    }
+
     fn run(&self, kind: Kind, site: &Site) -> Result<(), String> {
         set_deadline(Some(Instant::now() + self.limit));
         let result = Lab::start(self, kind, site).and_then(|mut lab| {
@@ -154,7 +160,7 @@ pub(crate) fn cases() -> Vec<Case> {
 pub(crate) fn run(kind: Kind, filters: &[String]) -> Result<(), String> {
     let cases: Vec<_> = cases()
         .into_iter()
-        .filter(|case| filters.is_empty() || filters.iter().any(|part| case.name.contains(part)))
+        .filter(|case| case.is_meant(filters))
         .filter(|case| kind == Kind::Mpxd || !case.mpxd_only)
         .collect();
     if cases.is_empty() {
@@ -162,6 +168,31 @@ pub(crate) fn run(kind: Kind, filters: &[String]) -> Result<(), String> {
             "no veth test has {filters:?} in its name; `cargo xtask test --list` shows the names"
         ));
     }
+    run_all(kind, &cases)
+}
+
+/// `cargo xtask steering-crowd`: the cases of workers with so many connections, and what was counted.
+pub(crate) fn steering_crowd(options: &CrowdOptions) -> Result<(), String> {
+    let mut cases = workers::crowds(options.connections, Some(|row| println!("{row}")));
+    cases.retain(|case| case.is_meant(&options.mode));
+    if cases.is_empty() {
+        return Err(format!("no mode has {:?} in its name", options.mode));
+    }
+    println!("{}", workers::REPORT_HEAD);
+    run_all(Kind::Mpxd, &cases)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CrowdOptions {
+    /// Connections of each mode, of which 20 are open at once
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..))]
+    connections: u64,
+    /// Only modes with this in their name (may be repeated)
+    #[arg(long, value_name = "NAME")]
+    mode: Vec<String>,
+}
+
+fn run_all(kind: Kind, cases: &[Case]) -> Result<(), String> {
     let scratch = Scratch::make()?;
     let site = Site::make(scratch.path(), SITE_MIB)?;
     let failed: Vec<_> = cases

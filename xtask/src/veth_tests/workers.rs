@@ -1,25 +1,33 @@
 //! Several workers: every segment reaches the one that owns its connection, by the XDP program or over
 //! the mesh, whatever the number of queues.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use super::Case;
 use super::lab::{Client, DISCARD, ECHO, Lab};
-use crate::process::{Process, until};
-use crate::project;
+use crate::process::{Cmd, Process, until};
 use crate::server::Config;
 use crate::status::Status;
 use crate::topology::{Family, server_socket};
 
 /// Connects, says so, and sends when it gets SIGUSR1.
 const BULK: &str = include_str!("bulk.py");
-const CONNECTIONS: u64 = 40;
-/// So many are open at once.
+/// Echo over connections that wait for all their subflows; every sum is compared.
+const FOUR_SUBFLOWS: &str = include_str!("four_subflows.py");
+/// Connections of a case; `cargo xtask steering-crowd` makes more.
+const CONNECTIONS: u64 = 100;
+/// So many exchange data at once. Downloads of hundreds at a time make Linux 6.18 as a client divide by zero
+/// (`tcp_tso_segs`), and what the thread holds it then holds for ever.
 const PARALLEL: u64 = 20;
-/// Each sends so much, all at once, and gets it back.
+/// Each sends so much and gets it back; all its subflows carry data.
 const BYTES: u64 = 2_000_000;
+const SUBFLOWS: u64 = 4;
+/// For one connection, on a machine that is busy.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(2);
+/// For all of them.
+const CROWD_LIMIT: Duration = Duration::from_secs(60);
 /// Second addresses of the client, one on each path: with them a connection has four subflows.
 const SECOND_HOST: u8 = 11;
 /// So many frames for a worker that is not at home.
@@ -31,42 +39,8 @@ const SMALL_MTU: u64 = 600;
 const SMALL_MSS: u64 = SMALL_MTU - 40 - 12;
 
 pub(super) fn cases() -> Vec<Case> {
-    let direct = |lab: &mut Lab| {
-        crowd(lab)?;
-        expect_direct(lab, "RedirectTimestamp")
-    };
-    let without_timestamps = |lab: &mut Lab| {
-        let off = [("net/ipv4/tcp_timestamps", "0")];
-        lab.topology.client.sysctl(&off)?;
-        crowd(lab)?;
-        expect_direct(lab, "RedirectFlow")
-    };
-    let mesh = |lab: &mut Lab| {
-        crowd(lab)?;
-        expect_mesh(lab)
-    };
-    let mesh_without_timestamps = |lab: &mut Lab| {
-        let off = [("net/ipv4/tcp_timestamps", "0")];
-        lab.topology.client.sysctl(&off)?;
-        crowd(lab)?;
-        expect_mesh(lab)
-    };
-    let two = |name: &str, body: fn(&mut Lab) -> Result<(), String>| {
-        Case::new(name, body).queues(2).limit_s(180).mpxd_only()
-    };
-    vec![
-        two("two_workers_direct", direct).configured(|c| workers(c, 2, "")),
-        two("two_workers_without_timestamps", without_timestamps).configured(|c| workers(c, 2, "")),
-        two("two_workers_mesh", mesh).configured(|c| workers(c, 2, MESH)),
-        two(
-            "two_workers_mesh_without_timestamps",
-            mesh_without_timestamps,
-        )
-        .configured(|c| workers(c, 2, MESH)),
-        two("three_workers_on_two_queues", direct).configured(|c| workers(c, 3, "")),
-        two("one_worker_on_two_queues", crowd).configured(|c| workers(c, 1, "")),
-        two("two_workers_generic_mesh", mesh)
-            .configured(|c| workers(c, 2, "generic = \"always\"\nsteering = \"mesh\"\n")),
+    let mut cases = crowds(CONNECTIONS, None);
+    cases.push(
         Case::new("a_million_frames_for_a_worker_not_at_home", not_at_home)
             .paths(1)
             .limit_s(240)
@@ -76,7 +50,83 @@ pub(super) fn cases() -> Vec<Case> {
                 // Less than an RX ring holds: what is lost is not lost there.
                 config.keys += "[limits]\nreceive_buffer_max_bytes = 500000\n";
             }),
-    ]
+    );
+    cases
+}
+
+/// How frames find their worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// The program names the worker of every segment; it does so by this verdict.
+    Direct(&'static str),
+    Mesh,
+    /// All frames are said to come on queue 0.
+    GenericMesh,
+    /// There is only one.
+    Alone,
+}
+
+/// The same crowd of clients for every number of workers and every way; `report` gets the row of a table
+/// from each.
+pub(super) fn crowds(connections: u64, report: Option<fn(String)>) -> Vec<Case> {
+    type Mode = (&'static str, bool, Way, fn(&mut Config));
+    let modes: [Mode; 7] = [
+        (
+            "two_workers_direct",
+            true,
+            Way::Direct("RedirectTimestamp"),
+            |c| workers(c, 2, ""),
+        ),
+        (
+            "two_workers_without_timestamps",
+            false,
+            Way::Direct("RedirectFlow"),
+            |c| workers(c, 2, ""),
+        ),
+        ("two_workers_mesh", true, Way::Mesh, |c| workers(c, 2, MESH)),
+        (
+            "two_workers_mesh_without_timestamps",
+            false,
+            Way::Mesh,
+            |c| workers(c, 2, MESH),
+        ),
+        (
+            "three_workers_on_two_queues",
+            true,
+            Way::Direct("RedirectTimestamp"),
+            |c| workers(c, 3, ""),
+        ),
+        ("one_worker_on_two_queues", true, Way::Alone, |c| {
+            workers(c, 1, "")
+        }),
+        ("two_workers_generic_mesh", true, Way::GenericMesh, |c| {
+            workers(c, 2, "generic = \"always\"\nsteering = \"mesh\"\n")
+        }),
+    ];
+    let case = |(name, timestamps, way, configure): Mode| {
+        let body = move |lab: &mut Lab| {
+            if !timestamps {
+                let off = [("net/ipv4/tcp_timestamps", "0")];
+                lab.topology.client.sysctl(&off)?;
+            }
+            let start = Instant::now();
+            let status = crowd(lab, connections, way)?;
+            if let Some(report) = report {
+                report(row(name, connections, start.elapsed(), &status)?);
+            }
+            Ok(())
+        };
+        Case::new(name, body)
+            .queues(2)
+            .limit_s((crowd_limit(connections) + CROWD_LIMIT).as_secs())
+            .mpxd_only()
+            .configured(configure)
+    };
+    modes.into_iter().map(case).collect()
+}
+
+fn crowd_limit(connections: u64) -> Duration {
+    CROWD_LIMIT + CONNECTION_LIMIT * connections as u32
 }
 
 const MESH: &str = "steering = \"mesh\"\n";
@@ -85,41 +135,138 @@ fn workers(config: &mut Config, workers: u32, keys: &str) {
     config.keys += &format!("workers = {workers}\n{keys}");
 }
 
-/// Connections with four subflows each over two interfaces; every octet is compared.
-fn crowd(lab: &mut Lab) -> Result<(), String> {
+/// Connections with four subflows each over two interfaces; every sum is compared. Returns what mpxd
+/// counted while all of them were open: what comes of a subflow after its end is nobody's.
+fn crowd(lab: &mut Lab, connections: u64, way: Way) -> Result<Status, String> {
     second_addresses(lab)?;
-    let target = server_socket(Family::V4, 1, ECHO).to_string();
-    let bench = project::release_binary("mpx-bench");
-    for _ in 0..CONNECTIONS / PARALLEL {
-        lab.client(Client::Tcp, &bench.to_string_lossy())
-            .args(["load", "both", "--require-mptcp", "--quiet"])
-            .args(["--target", &target])
-            .args(["--connections", &PARALLEL.to_string()])
-            .args(["--bytes", &BYTES.to_string()])
-            .limit(Duration::from_secs(60))
-            .run()?;
+    let script = lab.scratch.join("four_subflows.py");
+    std::fs::write(&script, FOUR_SUBFLOWS)
+        .map_err(|error| format!("cannot write {}: {error}", script.display()))?;
+    let target = server_socket(Family::V4, 1, ECHO);
+    let oopses = kernel_oopses()?.len();
+    let mut clients = lab
+        .client(Client::Tcp, "python3")
+        .arg(&script)
+        .args([connections, PARALLEL, SUBFLOWS, BYTES].map(|number| number.to_string()))
+        .args([target.ip().to_string(), target.port().to_string()])
+        .spawn()?;
+    let limit = crowd_limit(connections);
+    let carried = until(
+        limit,
+        "all connections to carry their data",
+        || match clients.poll()? {
+            Some(status) => Err(format!("the clients: {status}, {}", clients.stderr())),
+            None => Ok(clients.stdout().contains("carried")),
+        },
+    );
+    let new: Vec<_> = kernel_oopses()?.into_iter().skip(oopses).collect();
+    if !new.is_empty() {
+        return Err(format!(
+            "the kernel of this machine is broken, and what fails from here on says nothing of mpxd; \
+             start it anew. dmesg: {}",
+            new.join("; ")
+        ));
     }
-    // The client's kernel opens three more subflows of each, unless its end comes before.
-    lab.expect_mptcp(2 * CONNECTIONS)?;
+    carried?;
+    // And none of our HMACs was refused.
+    lab.expect_mptcp((SUBFLOWS - 1) * connections)?;
+    if way == Way::Mesh || way == Way::GenericMesh {
+        expect_mesh(lab, connections)?;
+    }
     let status = lab.mpxd()?.status()?;
-    let taken = status.workers("received")?;
-    let least = taken.iter().sum::<u64>() / (20 * taken.len() as u64);
-    if taken.iter().any(|&frames| frames < least) {
-        return Err(format!("the load is not shared: frames {taken:?}"));
+    shared_out("workers", &status.workers("received")?)?;
+    if way != Way::GenericMesh {
+        shared_out("queues", &status.queues("received")?)?;
     }
-    for counter in ["FlowMapFull", "FlowLookupsSkipped"] {
-        let count = status.counter(counter)?;
-        if count != 0 {
-            return Err(format!("{counter} is {count}"));
-        }
-    }
+    none(
+        &status,
+        &["FlowMapFull", "FlowLookupsSkipped", "WrongWorker"],
+    )?;
     for verdict in ["XdpDropWrongQueue", "XdpDropNoSocket"] {
         let count = status.xdp(verdict)?;
         if count != 0 {
             return Err(format!("{verdict} is {count}"));
         }
     }
+    if way != Way::Mesh && way != Way::GenericMesh {
+        none(&status, &["MeshForwards"])?;
+    }
+    if let Way::Direct(verdict) = way {
+        let named = status.xdp(&format!("Xdp{verdict}"))?;
+        if named < connections {
+            return Err(format!("{verdict} only {named} times"));
+        }
+    }
+    clients.signal(Signal::USR1)?;
+    let output = clients.wait(limit)?;
+    match output.status.success() {
+        true => Ok(status),
+        false => Err(format!("the clients' end: {}", output.stderr.trim())),
+    }
+}
+
+/// Each has its part, a tenth of an equal one at least.
+fn shared_out(what: &str, frames: &[u64]) -> Result<(), String> {
+    let least = frames.iter().sum::<u64>() / (10 * frames.len() as u64);
+    if frames.iter().any(|&count| count < least) {
+        return Err(format!(
+            "the load is not shared among the {what}: frames {frames:?}"
+        ));
+    }
     Ok(())
+}
+
+fn none(status: &Status, counters: &[&str]) -> Result<(), String> {
+    for counter in counters {
+        let count = status.counter(counter)?;
+        if count != 0 {
+            return Err(format!("{counter} is {count}"));
+        }
+    }
+    Ok(())
+}
+
+/// Lines of the kernel's log that tell of its own failure.
+fn kernel_oopses() -> Result<Vec<String>, String> {
+    const SIGNS: [&str; 6] = [
+        "divide error",
+        "Oops",
+        "BUG:",
+        "general protection fault",
+        "blocked for more than",
+        "rcu_sched detected stalls",
+    ];
+    let log = Cmd::new("dmesg").run()?;
+    let tells = |line: &&str| SIGNS.iter().any(|sign| line.contains(sign));
+    Ok(log.lines().filter(tells).map(str::to_owned).collect())
+}
+
+pub(super) const REPORT_HEAD: &str = "\
+| mode | connections | opened | s | frames by token | timestamp | flow | home | mesh | passed on | lost there | wrong worker |
+|---|---|---|---|---|---|---|---|---|---|---|---|";
+
+fn row(name: &str, connections: u64, time: Duration, status: &Status) -> Result<String, String> {
+    let verdicts = ["Token", "Timestamp", "Flow", "Home", "Mesh"];
+    let verdicts: Vec<_> = verdicts
+        .iter()
+        .map(|verdict| status.xdp(&format!("XdpRedirect{verdict}")))
+        .collect::<Result<_, _>>()?;
+    let counters: Vec<_> = ["MeshForwards", "MeshDrops", "WrongWorker"]
+        .iter()
+        .map(|counter| status.counter(counter))
+        .collect::<Result<_, _>>()?;
+    let figures: Vec<_> = verdicts
+        .iter()
+        .chain(&counters)
+        .map(u64::to_string)
+        .collect();
+    // Where a subflow was left idle, another connection took the place of its own.
+    let opened = status.counter("PassiveOpens")?;
+    Ok(format!(
+        "| {name} | {connections} | {opened} | {:.1} | {} |",
+        time.as_secs_f64(),
+        figures.join(" | ")
+    ))
 }
 
 fn second_addresses(lab: &Lab) -> Result<(), String> {
@@ -135,31 +282,13 @@ fn second_addresses(lab: &Lab) -> Result<(), String> {
     lab.topology.client.ip(&endpoints)
 }
 
-/// The program names the worker of every segment, and does so by `verdict` where there are several.
-fn expect_direct(lab: &mut Lab, verdict: &str) -> Result<(), String> {
-    let status = lab.mpxd()?.status()?;
-    for counter in ["MeshForwards", "WrongWorker"] {
-        let count = status.counter(counter)?;
-        if count != 0 {
-            return Err(format!(
-                "{counter} is {count}: frames came to the wrong worker"
-            ));
-        }
-    }
-    let named = status.xdp(&format!("Xdp{verdict}"))?;
-    if named < CONNECTIONS {
-        return Err(format!("{verdict} only {named} times"));
-    }
-    Ok(())
-}
-
-fn expect_mesh(lab: &mut Lab) -> Result<(), String> {
+fn expect_mesh(lab: &mut Lab, connections: u64) -> Result<(), String> {
     // The workers answer one after another.
     until(SETTLED, "what is passed on to be taken in", || {
         let status = lab.mpxd()?.status()?;
         let forwards = status.counter("MeshForwards")?;
         let received = status.counter("MeshReceived")?;
-        Ok(forwards >= CONNECTIONS && received + status.counter("MeshDrops")? == forwards)
+        Ok(forwards >= connections && received + status.counter("MeshDrops")? == forwards)
     })?;
     let status = lab.mpxd()?.status()?;
     for verdict in [
