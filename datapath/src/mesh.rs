@@ -31,10 +31,10 @@ impl Waker {
     }
 
     /// For after something was put where the worker looks before it sleeps. Only a worker that sleeps
-    /// costs a system call.
+    /// costs a system call, and only whoever wakes it first.
     pub fn wake(&self) {
         fence(Ordering::SeqCst);
-        if self.parked.load(Ordering::Relaxed) {
+        if self.parked.load(Ordering::Relaxed) && self.parked.swap(false, Ordering::Relaxed) {
             // It can only fail when the counter is full, and then the descriptor is readable.
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
         }
@@ -181,5 +181,20 @@ mod tests {
         };
         waker.park(|| false, wait).expect("poll");
         assert_eq!(woken, Some(0));
+    }
+
+    /// What the counter of the descriptor says: one system call each.
+    #[test]
+    fn a_worker_that_sleeps_is_woken_once() {
+        let waker = Waker::new().expect("an event descriptor");
+        waker.wake();
+        let wait = |fd: BorrowedFd<'_>| {
+            (0..3).for_each(|_| waker.wake());
+            let mut counter = [0; 8];
+            rustix::io::read(fd, &mut counter)?;
+            assert_eq!(u64::from_ne_bytes(counter), 1);
+            Ok(())
+        };
+        waker.park(|| false, wait).expect("it wakes");
     }
 }

@@ -30,6 +30,7 @@ use guest::{Borrower, Guest};
 use mpx_ebpf::queue_home;
 use queue::Queue;
 use shared::{Forwarded, Loan, Shared};
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -147,6 +148,8 @@ struct Place {
     shared: Arc<Shared>,
     /// Among the homes here.
     home: Option<usize>,
+    /// Frames went home since it was told.
+    returns: bool,
 }
 
 impl XskPort {
@@ -210,7 +213,7 @@ impl XskPort {
         {
             received += 1;
             let sockets = &mut self.interfaces[usize::from(frame.iface)];
-            let place = &sockets.places[usize::from(frame.queue)];
+            let place = &mut sockets.places[usize::from(frame.queue)];
             let arrival = Arrival {
                 iface: IfaceId(frame.iface),
                 queue_home: queue_home(place.queue, self.mesh.len() as u32),
@@ -224,6 +227,13 @@ impl XskPort {
                 Some(home) => sockets.homes[home].keep(frame.desc),
                 None => {
                     place.shared.give_back(frame.desc);
+                    place.returns = true;
+                }
+            }
+        }
+        if received > 0 {
+            for place in self.interfaces.iter_mut().flat_map(|s| &mut s.places) {
+                if std::mem::take(&mut place.returns) {
                     place.shared.wake();
                 }
             }
@@ -253,22 +263,24 @@ impl Sockets {
             .map(open)
             .collect::<Result<_, _>>()?;
 
-        // Who has no home here borrows, and all borrowers of a queue with its home get equal parts.
+        // Who has no home here borrows.
         let is_home = |worker| queues.iter().any(|queue| home(queue.id()) == worker);
         let homeless: Vec<usize> = (0..workers).filter(|&worker| !is_home(worker)).collect();
         let lender = |borrower: usize| borrower % interface.queues.len();
         let mut borrowers: Vec<Option<Borrower>> = (0..workers).map(|_| None).collect();
-        for &worker in &homeless {
-            let at = lender(worker);
-            let sharers = 1 + homeless
+        for (at, queue) in queues.iter_mut().enumerate() {
+            let borrowing: Vec<usize> = homeless
                 .iter()
-                .filter(|&&other| lender(other) == at)
-                .count();
-            let frames = queues[at].transmit_frames() / sharers;
-            let lending = Arc::clone(&wakers[home(queues[at].id())]);
-            let loan = Loan::new(frames, lending, Arc::clone(&wakers[worker]));
-            queues[at].lend(Arc::clone(&loan), frames);
-            borrowers[worker] = Some(Borrower::new(&queues[at], loan));
+                .copied()
+                .filter(|&w| lender(w) == at)
+                .collect();
+            let parts = parts(queue.transmit_frames(), borrowing.len());
+            for (worker, part) in borrowing.into_iter().zip(parts) {
+                let lending = Arc::clone(&wakers[home(queue.id())]);
+                let loan = Loan::new(part.len(), lending, Arc::clone(&wakers[worker]));
+                queue.lend(Arc::clone(&loan), part);
+                borrowers[worker] = Some(Borrower::new(queue, loan));
+            }
         }
 
         let mut all = Vec::with_capacity(workers);
@@ -281,6 +293,7 @@ impl Sockets {
                 umem: queue.umem().clone(),
                 shared: Arc::clone(queue.shared()),
                 home: (home(queue.id()) == worker).then(|| homes.next()).flatten(),
+                returns: false,
             };
             all.push(Sockets {
                 homes: Vec::new(),
@@ -294,6 +307,16 @@ impl Sockets {
         }
         Ok(all)
     }
+}
+
+/// Of the frames that transmit on a queue, those that each borrower has for its own: as many as are left
+/// for the home at least.
+fn parts(frames: Range<usize>, borrowers: usize) -> impl Iterator<Item = Range<usize>> {
+    let part = frames.len() / (borrowers + 1);
+    (1..=borrowers).map(move |index| {
+        let first = frames.end - index * part;
+        first..first + part
+    })
 }
 
 impl Port for XskPort {
@@ -495,6 +518,28 @@ mod tests {
         }
         let error = XskConfig::default().validate(65).unwrap_err().to_string();
         assert!(error.contains("65 workers: give at least 16384"), "{error}");
+    }
+
+    /// Whatever a borrower sends, the home and the other borrowers have frames of their own.
+    #[test]
+    fn borrowers_and_home_have_equal_parts_of_the_frames_that_transmit() {
+        for borrowers in 0..70 {
+            let frames = 4096..8192;
+            let mut owners = vec![0; frames.len()];
+            for (part, borrower) in parts(frames.clone(), borrowers).zip(1..) {
+                for place in part {
+                    let owner = &mut owners[place - frames.start];
+                    assert_eq!(*owner, 0, "{place} of {borrowers}");
+                    *owner = borrower;
+                }
+            }
+            let counts: Vec<_> = (0..=borrowers)
+                .map(|sharer| owners.iter().filter(|&&owner| owner == sharer).count())
+                .collect();
+            let part = 4096 / (borrowers + 1);
+            assert!(counts[0] >= part, "{borrowers}: {counts:?}");
+            assert!(counts[1..].iter().all(|&count| count == part));
+        }
     }
 
     #[test]

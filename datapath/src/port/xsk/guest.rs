@@ -76,6 +76,7 @@ impl Guest {
         }
         self.received += count as u64;
         self.shared.count_received(self.worker, count as u64);
+        let mut returns = false;
         for desc in &batch[..count] {
             // SAFETY: the frame is of this UMEM and came over the RX ring, so the kernel is done
             // with it until its home puts it into the fill ring, which is after it was given back
@@ -83,10 +84,15 @@ impl Guest {
             let verdict = each(unsafe { self.umem.data(desc) }.contents());
             match verdict {
                 Verdict::Forward(worker) if pass_on(worker, *desc) => {}
-                Verdict::Forward(_) | Verdict::Taken => self.shared.give_back(*desc),
+                Verdict::Forward(_) | Verdict::Taken => {
+                    self.shared.give_back(*desc);
+                    returns = true;
+                }
             }
         }
-        self.shared.wake();
+        if returns {
+            self.shared.wake();
+        }
         count
     }
 
@@ -106,8 +112,6 @@ impl Guest {
 pub(super) struct Borrower {
     umem: Umem,
     loan: Arc<Loan>,
-    /// There was none when one was wanted.
-    starved: bool,
     /// Something was written since the lender was told.
     wrote: bool,
 }
@@ -117,15 +121,12 @@ impl Borrower {
         Borrower {
             umem: lender.umem().clone(),
             loan,
-            starved: false,
             wrote: false,
         }
     }
 
     pub(super) fn transmit(&mut self, fill: &mut dyn FnMut(&mut [u8]) -> usize) -> bool {
-        let taken = self.loan.empty.pop();
-        self.starved = taken.is_none();
-        let Some(mut desc) = taken else {
+        let Some(mut desc) = self.loan.take() else {
             return false;
         };
         // SAFETY: a frame of this UMEM that its home took from its free list and lent: nobody else
@@ -143,17 +144,17 @@ impl Borrower {
 
     pub(super) fn flush(&mut self) {
         // What it sent for us may be done, and it lends that again when it looks.
-        if std::mem::take(&mut self.wrote) || self.starved {
+        if std::mem::take(&mut self.wrote) || self.is_starved() {
             self.loan.lender.wake();
         }
     }
 
     /// Frames were lent since there was none.
     pub(super) fn has_mail(&self) -> bool {
-        self.starved && !self.loan.empty.is_empty()
+        self.is_starved() && !self.loan.empty.is_empty()
     }
 
     pub(super) fn is_starved(&self) -> bool {
-        self.starved
+        self.loan.is_starved()
     }
 }

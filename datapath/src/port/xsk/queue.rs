@@ -7,6 +7,7 @@ use crate::mesh::Waker;
 use crate::port::{FrameAccounts, IfaceId, QueueStatistics, RingOccupancy};
 use crate::steering::Verdict;
 use std::num::NonZeroU32;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -40,6 +41,7 @@ pub(super) struct Queue {
     /// Until then it is not asked to take them.
     stalled_until: Option<Instant>,
     ring_size: u32,
+    frame_size: usize,
     total: u64,
     // What went through the rings since the start, by the ring where it was counted.
     filled: u64,
@@ -53,11 +55,22 @@ pub(super) struct Queue {
     came_home: u64,
 }
 
-/// What one borrower has.
+/// What one borrower has: frames that are its own for good, whoever sends them, so that neither it nor
+/// the home can use up the other's.
 struct Lent {
     loan: Arc<Loan>,
-    frames: usize,
-    frames_max: usize,
+    /// Their places in the UMEM.
+    frames: Range<usize>,
+    /// How many of them are with the borrower, or on the way.
+    out: usize,
+}
+
+impl Lent {
+    fn hand_out(&mut self, desc: FrameDesc) {
+        let taken = self.loan.empty.push(desc);
+        debug_assert!(taken.is_ok(), "more frames come back than were lent");
+        self.out += 1;
+    }
 }
 
 impl Queue {
@@ -144,6 +157,7 @@ impl Queue {
             unsent: false,
             stalled_until: None,
             ring_size: half,
+            frame_size: config.frame_size as usize,
             total: u64::from(config.frames),
             filled: filled as u64,
             received: 0,
@@ -167,19 +181,29 @@ impl Queue {
         &self.shared
     }
 
-    /// How many frames transmit.
-    pub(super) fn transmit_frames(&self) -> usize {
-        self.ring_size as usize
+    /// The frames that transmit.
+    pub(super) fn transmit_frames(&self) -> Range<usize> {
+        // The first half receives.
+        let half = self.ring_size as usize;
+        half..2 * half
     }
 
-    /// Lends at most `frames_max` frames to a worker that has no queue on this interface.
-    pub(super) fn lend(&mut self, loan: Arc<Loan>, frames_max: usize) {
-        self.loans.push(Lent {
+    /// Lends these frames to a worker that has no queue on this interface; to be called before any
+    /// frame is sent.
+    pub(super) fn lend(&mut self, loan: Arc<Loan>, frames: Range<usize>) {
+        let frame_size = self.frame_size;
+        let is_lent = |desc: &mut FrameDesc| frames.contains(&(desc.addr() / frame_size));
+        let given: Vec<_> = self.free.extract_if(.., is_lent).collect();
+        debug_assert_eq!(given.len(), frames.len(), "all of them are free");
+        let mut lent = Lent {
             loan,
-            frames: 0,
-            frames_max,
-        });
-        self.top_up();
+            frames,
+            out: 0,
+        };
+        for desc in given {
+            lent.hand_out(desc);
+        }
+        self.loans.push(lent);
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -254,7 +278,7 @@ impl Queue {
         for lent in &mut self.loans {
             // There is no more of them than the TX ring has room for.
             while let Some(desc) = lent.loan.written.pop() {
-                lent.frames -= 1;
+                lent.out -= 1;
                 self.outgoing.push(desc);
             }
         }
@@ -276,7 +300,6 @@ impl Queue {
             self.wake();
         }
         self.reap();
-        self.top_up();
         while let Some(desc) = self.shared.take_back() {
             self.keep(desc);
         }
@@ -312,43 +335,39 @@ impl Queue {
         self.unsent = left > 0;
     }
 
-    /// Takes back the frames that have been sent.
+    /// Takes back the frames that have been sent, and lends again what was lent.
     fn reap(&mut self) {
         // SAFETY: the completion ring names frames that `flush` sent from this UMEM.
         let count = unsafe { self.completion.consume(&mut self.completed) };
         self.reaped += count as u64;
-        self.free.extend_from_slice(&self.completed[..count]);
-    }
-
-    /// Lends again what came back.
-    fn top_up(&mut self) {
-        for lent in &mut self.loans {
-            let before = lent.frames;
-            while lent.frames < lent.frames_max
-                && let Some(desc) = self.free.pop()
-            {
-                if let Err(desc) = lent.loan.empty.push(desc) {
-                    self.free.push(desc);
-                    break;
-                }
-                lent.frames += 1;
+        let sent = &self.completed[..count];
+        if sent.is_empty() || self.loans.is_empty() {
+            self.free.extend_from_slice(sent);
+            return;
+        }
+        for desc in sent {
+            let place = desc.addr() / self.frame_size;
+            let borrowed = |lent: &&mut Lent| lent.frames.contains(&place);
+            match self.loans.iter_mut().find(borrowed) {
+                Some(lent) => lent.hand_out(*desc),
+                None => self.free.push(*desc),
             }
-            if lent.frames > before {
-                lent.loan.borrower.wake();
-            }
+        }
+        for lent in &self.loans {
+            lent.loan.wake_if_starved();
         }
     }
 
     /// Frames on loan that the borrowers have not taken.
     fn offered(&self) -> usize {
-        let offered = |lent: &Lent| lent.loan.empty.len().min(lent.frames);
+        let offered = |lent: &Lent| lent.loan.empty.len().min(lent.out);
         self.loans.iter().map(offered).sum()
     }
 
     /// Frames that receive and are with other workers now, of which `elsewhere` came to them straight
     /// from the kernel, and frames on loan.
     fn lent(&self, elsewhere: u64) -> u64 {
-        let on_loan: usize = self.loans.iter().map(|lent| lent.frames).sum();
+        let on_loan: usize = self.loans.iter().map(|lent| lent.out).sum();
         elsewhere + self.passed_on - self.came_home + on_loan as u64
     }
 

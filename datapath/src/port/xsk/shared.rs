@@ -4,7 +4,7 @@ use crate::mesh::Waker;
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use xsk_rs::FrameDesc;
 
 /// Frames of one queue on their way back to its home worker.
@@ -66,7 +66,9 @@ pub(super) struct Loan {
     pub(super) empty: ArrayQueue<FrameDesc>,
     pub(super) written: ArrayQueue<FrameDesc>,
     pub(super) lender: Arc<Waker>,
-    pub(super) borrower: Arc<Waker>,
+    borrower: Arc<Waker>,
+    /// The borrower wanted a frame and there was none.
+    starved: AtomicBool,
 }
 
 impl Loan {
@@ -77,7 +79,30 @@ impl Loan {
             written: ArrayQueue::new(frames),
             lender,
             borrower,
+            starved: AtomicBool::new(false),
         })
+    }
+
+    /// A frame to write in.
+    pub(super) fn take(&self) -> Option<FrameDesc> {
+        let taken = self.empty.pop();
+        if taken.is_none() != self.is_starved() {
+            self.starved.store(taken.is_none(), Ordering::Relaxed);
+        }
+        taken
+    }
+
+    pub(super) fn is_starved(&self) -> bool {
+        self.starved.load(Ordering::Relaxed)
+    }
+
+    /// For after empty frames were put back. Who sleeps and wants none is left alone.
+    pub(super) fn wake_if_starved(&self) {
+        // A borrower says first that it is starved, and looks for frames once more before it sleeps.
+        fence(Ordering::SeqCst);
+        if self.is_starved() {
+            self.borrower.wake();
+        }
     }
 }
 
