@@ -24,8 +24,7 @@ use mpx_ebpf::crowd::{self, SourceKey, SourceWords};
 use mpx_ebpf::{
     Config, ConfigWords, ENTRY_KERNEL, ENTRY_SERVICE, FlowKey, FlowOwner, FlowWords,
     INTERFACES_MAX, MAP_CONFIG, MAP_COUNTERS, MAP_FLOWS, MAP_SERVICES, MAP_SOURCES, MAP_XSKS,
-    PROGRAM, SERVICES_MAX, SLOTS_MAX, ServiceKey, Verdict, address_key, address_octets,
-    service_key_of, slot,
+    PROGRAM, SERVICES_MAX, SLOTS_MAX, ServiceKey, Verdict, address_octets, service_key_of, slot,
 };
 use rustix::io::Errno;
 
@@ -184,24 +183,45 @@ impl XdpProgram {
         Ok(())
     }
 
-    /// Takes joins where something is announced of a service from now on.
+    /// Takes joins where something is announced of a service from now on. Returns the entries as they
+    /// were before, for [`XdpProgram::set_entries`] if nothing comes of it.
     pub(crate) fn take_joins(
         &mut self,
         service: usize,
         announce: &Announce,
-    ) -> Result<(), BpfError> {
+    ) -> Result<Entries, BpfError> {
+        let mut entries = self.entries.clone();
+        entries.announce(service, announce);
+        self.set_entries(entries)
+    }
+
+    /// Puts these entries in the place of those that are there, which it returns. Where one is refused,
+    /// all stays as it was.
+    pub(crate) fn set_entries(&mut self, entries: Entries) -> Result<Entries, BpfError> {
+        let changed = self.entries.difference(&entries);
+        if let Err(error) = self.write_entries(&entries, &changed) {
+            // Room that these took is still there.
+            self.write_entries(&self.entries.clone(), &changed)?;
+            return Err(error);
+        }
+        Ok(std::mem::replace(&mut self.entries, entries))
+    }
+
+    /// Writes those of `entries` that stand at `keys`.
+    fn write_entries(&mut self, entries: &Entries, keys: &[ServiceKey]) -> Result<(), BpfError> {
         let mut services =
             HashMap::<_, ServiceKey, u32>::try_from(map_mut(&mut self.ebpf, MAP_SERVICES)?)?;
-        for at in self.entries.announce(service, announce) {
-            let keys = [service_key_of(at), address_key(address_octets(at.ip()))];
-            for key in keys {
-                let configured = self.entries.bits.get(&key).copied().unwrap_or(0);
-                let kernel = if self.kernel.contains(&key) {
-                    ENTRY_KERNEL
-                } else {
-                    0
-                };
-                services.insert(key, configured | kernel, 0)?;
+        for key in keys {
+            let kernel = match self.kernel.contains(key) {
+                true => ENTRY_KERNEL,
+                false => 0,
+            };
+            let bits = entries.bits.get(key).copied().unwrap_or(0) | kernel;
+            if bits != 0 {
+                services.insert(key, bits, 0)?;
+            } else {
+                // It may never have come to be.
+                let _ = services.remove(key);
             }
         }
         Ok(())
@@ -327,7 +347,8 @@ impl Sources for BpfSources {
 }
 
 impl LoadConfig {
-    fn validate(&self) -> Result<(), BpfError> {
+    /// What the maps of the program hold, and what it is told: no more than fits.
+    pub(crate) fn validate(&self) -> Result<(), BpfError> {
         if self.interfaces.len() > INTERFACES_MAX as usize {
             return Err(BpfError::Limit(format!(
                 "{} interfaces: the XDP program serves at most {INTERFACES_MAX}",

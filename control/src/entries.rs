@@ -26,10 +26,23 @@ impl Entries {
             services: plan.addresses.clone(),
             ..Entries::default()
         };
-        let served: BTreeSet<IpAddr> = plan.addresses.iter().flatten().map(|a| a.ip()).collect();
-        for (service, addresses) in config.services.iter().zip(&plan.addresses) {
+        let all = || config.services.iter().zip(&plan.addresses);
+        // Connections over plain TCP are not joined, nor do they say where others may be.
+        let joined = all().filter(|(service, _)| service.versions.any());
+        let served: BTreeSet<IpAddr> = joined
+            .flat_map(|(_, addresses)| addresses.iter().map(SocketAddr::ip))
+            .collect();
+        for (service, addresses) in all() {
+            let joins = if service.versions.any() {
+                ENTRY_JOINS
+            } else {
+                0
+            };
             for &address in addresses {
-                entries.add(address, ENTRY_SERVICE);
+                entries.add(address, ENTRY_SERVICE | joins);
+            }
+            if !service.versions.any() {
+                continue;
             }
             match &service.joins {
                 JoinPolicy::AnyPort => {
@@ -49,6 +62,9 @@ impl Entries {
             }
         }
         for (index, service) in config.services.iter().enumerate() {
+            if !service.versions.any() {
+                continue;
+            }
             for announce in &service.addresses.announce {
                 entries.announce(index, announce);
             }
@@ -59,9 +75,8 @@ impl Entries {
         entries
     }
 
-    /// What is announced of a service is to be joined, whatever its policy says of the rest. Returns
-    /// where.
-    pub(crate) fn announce(&mut self, service: usize, announce: &Announce) -> Vec<SocketAddr> {
+    /// What is announced of a service is to be joined, whatever its policy says of the rest.
+    pub(crate) fn announce(&mut self, service: usize, announce: &Announce) {
         let listen = self.services.get(service).into_iter().flatten();
         let at: Vec<_> = listen
             .map(|initial| {
@@ -73,7 +88,13 @@ impl Entries {
         for &address in &at {
             self.add(address, ENTRY_JOINS);
         }
-        at
+    }
+
+    /// Where these and others are not the same.
+    pub(crate) fn difference(&self, other: &Entries) -> Vec<ServiceKey> {
+        let keys: BTreeSet<_> = self.bits.keys().chain(other.bits.keys()).collect();
+        let changed = |key: &&ServiceKey| self.bits.get(*key) != other.bits.get(*key);
+        keys.into_iter().filter(changed).copied().collect()
     }
 
     fn add(&mut self, address: SocketAddr, bits: u32) {
@@ -125,7 +146,7 @@ mod tests {
     #[test]
     fn joins_go_where_some_service_takes_them() {
         let any = entries("");
-        assert_eq!(bits(&any, "10.9.1.2:80"), ENTRY_SERVICE);
+        assert_eq!(bits(&any, "10.9.1.2:80"), ENTRY_SERVICE | ENTRY_JOINS);
         assert_eq!(bits(&any, "10.9.1.2"), ENTRY_ADDRESS | ENTRY_JOINS);
         assert_eq!(
             bits(&any, "fd00::2"),
@@ -138,6 +159,55 @@ mod tests {
         assert_eq!(bits(&ports, "10.9.1.2:80"), ENTRY_SERVICE | ENTRY_JOINS);
         assert_eq!(bits(&ports, "[fd00::2]:8080"), ENTRY_JOINS);
         assert_eq!(bits(&ports, "10.9.1.2:8081"), 0);
+    }
+
+    // Neither its port nor its address, nor what its policy says of others'.
+    #[test]
+    fn a_service_of_plain_tcp_takes_no_joins_anywhere() {
+        for policy in [
+            "",
+            "joins = [8080]\n",
+            "[[service.announce]]\naddress = \"10.9.1.2\"\n",
+        ] {
+            let plain = entries(&format!("mptcp = {{ versions = [] }}\n{policy}"));
+            assert_eq!(bits(&plain, "[fd00::2]:443"), ENTRY_SERVICE, "{policy}");
+            assert_eq!(bits(&plain, "fd00::2"), ENTRY_ADDRESS | ENTRY_ANNOUNCE);
+            assert_eq!(bits(&plain, "10.9.1.2"), ENTRY_ADDRESS);
+            assert_eq!(bits(&plain, "10.9.1.2:80"), ENTRY_SERVICE | ENTRY_JOINS);
+            assert_eq!(bits(&plain, "10.9.1.2:8080"), 0);
+        }
+        let other = entries(
+            "[[service]]\nname = \"c\"\nlisten = [\"10.9.1.9:81\"]\n\
+             mptcp = { versions = [] }\napp = { kind = \"echo\" }\n",
+        );
+        assert_eq!(bits(&other, "10.9.1.2"), ENTRY_ADDRESS | ENTRY_JOINS);
+        assert_eq!(bits(&other, "10.9.1.9"), ENTRY_ADDRESS);
+        assert_eq!(bits(&other, "10.9.1.9:81"), ENTRY_SERVICE);
+    }
+
+    #[test]
+    fn what_an_announcement_changes_is_what_its_refusal_changes_back() {
+        let before = entries("joins = \"service-ports\"\n");
+        let mut after = before.clone();
+        let announce = |address: &str, port| Announce {
+            id: 0,
+            address: address.parse().unwrap(),
+            port,
+            local: None,
+            clients: None,
+        };
+        after.announce(1, &announce("10.9.1.2", Some(80)));
+        assert!(
+            before.difference(&after).is_empty(),
+            "it takes joins already"
+        );
+        after.announce(1, &announce("10.9.1.2", Some(8080)));
+        let at = |at: &str| service_key_of(at.parse().unwrap());
+        assert_eq!(before.difference(&after), [at("10.9.1.2:8080")]);
+        after.announce(1, &announce("10.9.1.4", None));
+        let difference = before.difference(&after);
+        assert_eq!(difference.len(), 3, "a port and an address more");
+        assert_eq!(difference, after.difference(&before));
     }
 
     #[test]

@@ -144,17 +144,18 @@ impl Figures for Observer {
     /// One worker after the other: each comes to the same result for the connections to come.
     fn change_addresses(&self, change: &AddressChange, from: usize) -> Result<AddressStep, String> {
         // Before clients are told, and once: this is called again for every part of the connections.
-        if let (
-            AddressChange::Announce {
-                service, announce, ..
-            },
-            0,
-        ) = (change, from)
-        {
-            lock(&self.xdp)
-                .take_joins(*service, announce)
-                .map_err(|error| error.to_string())?;
-        }
+        let before = match (change, from) {
+            (
+                AddressChange::Announce {
+                    service, announce, ..
+                },
+                0,
+            ) => {
+                let taken = lock(&self.xdp).take_joins(*service, announce);
+                Some(taken.map_err(|error| error.to_string())?)
+            }
+            _ => None,
+        };
         let (worker, place) = self.place(from)?;
         let change = change.clone();
         let asked = Self::ask(&self.workers[worker], |reply| Command::Addresses {
@@ -162,7 +163,13 @@ impl Figures for Observer {
             from: place,
             reply,
         });
-        let mut step = answer(asked)??;
+        let outcome = answer(asked)?;
+        if let (Err(_), Some(before)) = (&outcome, before) {
+            // Nobody is told, so nobody is to join.
+            let restored = lock(&self.xdp).set_entries(before);
+            restored.map_err(|error| error.to_string())?;
+        }
+        let mut step = outcome?;
         step.next = self.next(worker, step.next);
         Ok(step)
     }

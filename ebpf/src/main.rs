@@ -239,7 +239,7 @@ fn judge_join(ctx: &XdpContext, config: &Config, segment: &Segment, local: u32) 
         return Some(Verdict::PassKernelJoin);
     }
     let address = entry(&address_key(segment.destination));
-    let taken = local & (ENTRY_SERVICE | ENTRY_JOINS) != 0 || address & ENTRY_JOINS != 0;
+    let taken = (local | address) & ENTRY_JOINS != 0;
     match join {
         Join::Token(token) if taken => Some(match config.worker_of_token(token) {
             _ if Crowd::Syns.refuse(config, segment).is_some() => Verdict::DropCrowdedSyn,

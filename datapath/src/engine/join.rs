@@ -51,7 +51,9 @@ impl Engine {
         self.metrics.mp_join_port_syn_rx += u64::from(other_port);
         let service = &self.services[connection.service].config;
         let rule = service.addresses.join_rule(segment.src, local.ip());
-        let mut listens = self.services.iter().flat_map(|s| &s.config.listen);
+        // A service of plain TCP says nothing about where joins may go.
+        let joined = self.services.iter().filter(|s| s.config.versions.any());
+        let mut listens = joined.flat_map(|s| &s.config.listen);
         let listens = listens.any(|l| service.joins.takes(local, *l));
         let known = listens || connection.addresses.is_announced(local);
         // RFC 8684 §3.1: C was said to bar the initial address and port.

@@ -192,7 +192,14 @@ impl Engine {
                  where it arrives"
             ));
         }
-        let known = &mut self.services[service].config.addresses.announce;
+        let service = &mut self.services[service].config;
+        if !service.versions.any() {
+            return Err(format!(
+                "{} does plain TCP only, where nothing can be announced",
+                service.name
+            ));
+        }
+        let known = &mut service.addresses.announce;
         let same = |a: &Announce| a.address == announce.address && a.port == announce.port;
         let free = || (1..=u8::MAX).find(|id| known.iter().all(|a| a.id != *id));
         let id = id

@@ -180,6 +180,16 @@ impl Default for Versions {
 }
 
 impl Versions {
+    pub const NONE: Versions = Versions {
+        v0: false,
+        v1: false,
+    };
+
+    /// Whether there are connections that could be joined.
+    pub fn any(self) -> bool {
+        self != Versions::NONE
+    }
+
     pub fn speaks(self, version: Version) -> bool {
         match version {
             Version::V0 => self.v0,

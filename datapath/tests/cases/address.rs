@@ -4,10 +4,11 @@
 use crate::model::apps::{Behaviour, ECHO};
 use crate::model::client::ClientConfig;
 use crate::model::net::Side;
+use crate::model::server::ServiceSetup;
 use crate::model::sim::{Family, SERVICE_PORT, Sim, SimConfig};
 use crate::model::subflow::State;
 use crate::model::{assert_same, stream};
-use mpx_datapath::engine::{AddressPolicy, Announce, JoinRule};
+use mpx_datapath::engine::{AddressPolicy, Announce, JoinRule, Versions};
 use mpx_datapath::mptcp::address::{ANNOUNCEMENTS_MAX, ECHO_TIMEOUT, REMOTE_MAX};
 use mpx_datapath::mptcp::close::{RST_NO_RESOURCES, RST_PROHIBITED};
 use mpx_datapath::port::IfaceId;
@@ -486,6 +487,35 @@ fn thirty_two_subflows_all_carry_data() {
         assert!(subflow.bytes_received > 0, "nothing left on {subflow:?}");
     }
     end(sim);
+}
+
+// A service's address takes joins to any port, if connections to that service could be joined at all.
+#[test]
+fn an_address_of_plain_tcp_only_takes_no_joins() {
+    for (versions, taken) in [(Versions::default(), true), (Versions::NONE, false)] {
+        let mut config = SimConfig::with(ECHO);
+        // Its addresses of the other family are nobody else's.
+        config.more_services.push(ServiceSetup {
+            port: SERVICE_PORT + 1,
+            versions,
+            checksum: false,
+            patience: config.patience,
+            congestion: config.congestion,
+            ecn: false,
+        });
+        let mut sim = connected_as(config);
+        for port in [SERVICE_PORT + 1, SERVICE_PORT + 2] {
+            let at = join_to(&mut sim, 1, Family::V6.server_at(1, port));
+            let ends = |state: &State| matches!(state, State::Open | State::Reset(_));
+            sim.run(|sim| ends(&sim.clients[0].subflows[at].state));
+            match taken {
+                true => assert!(sim.clients[0].subflows[at].open()),
+                // RFC 8684 §3.6: administratively prohibited.
+                false => assert_eq!(reset_reason(&sim, at), Some(3)),
+            }
+        }
+        end(sim);
+    }
 }
 
 // Joins to another port of an announced address, which nobody listens on.

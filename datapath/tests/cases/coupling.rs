@@ -10,7 +10,7 @@ use crate::model::client::{AckPolicy, Client, ClientConfig};
 use crate::model::net::Path;
 use crate::model::server::ServiceSetup;
 use crate::model::sim::{Family, Sim, SimConfig};
-use mpx_datapath::engine::Patience;
+use mpx_datapath::engine::{Patience, Versions};
 use mpx_datapath::tcp::congestion::Algorithm::{self, Lia, Reno};
 use mpx_datapath::time::Duration;
 
@@ -51,6 +51,7 @@ fn rates(paths: &[Path], downloads: &[Download<'_>], time: Duration) -> Vec<Vec<
     let services = downloads.iter().enumerate();
     let services = services.map(|(n, &(congestion, _))| ServiceSetup {
         port: port(n),
+        versions: Versions::default(),
         checksum: false,
         patience: Patience::default(),
         congestion,

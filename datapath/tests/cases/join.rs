@@ -202,6 +202,7 @@ fn a_connection_spans_both_families() {
         let mut config = SimConfig::with(ECHO);
         config.more_services.push(ServiceSetup {
             port: SERVICE_PORT + 1,
+            versions: config.versions,
             checksum: false,
             patience: config.patience,
             congestion: config.congestion,

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use mpx_datapath::crypto::Secrets;
 use mpx_datapath::engine::{
     AddressChange, AddressPolicy, Announce, Buffers, Engine, EngineConfig, EngineReport,
-    InterfaceConfig, JoinPolicy, Patience, ServiceConfig,
+    InterfaceConfig, JoinPolicy, Patience, ServiceConfig, Versions,
 };
 use mpx_datapath::metrics::Metrics;
 use mpx_datapath::port::IfaceId;
@@ -29,6 +29,7 @@ const FLOWS_MAX: usize = 100_000;
 #[derive(Clone, Copy, Debug)]
 pub struct ServiceSetup {
     pub port: u16,
+    pub versions: Versions,
     pub checksum: bool,
     pub patience: Patience,
     pub congestion: Algorithm,
@@ -370,7 +371,7 @@ fn engine_config(config: &SimConfig) -> EngineConfig {
     let more = config.more_services.iter().map(|more| ServiceConfig {
         name: format!("port {}", more.port),
         listen: listen(&[Family::V4, Family::V6], more.port),
-        versions: config.versions,
+        versions: more.versions,
         checksum: more.checksum,
         joins: JoinPolicy::ServicePorts,
         addresses: AddressPolicy::default(),

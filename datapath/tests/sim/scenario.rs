@@ -560,6 +560,7 @@ impl Draw {
             for n in 0..1 + self.below(3) {
                 sim.more_services.push(ServiceSetup {
                     port: 8000 + n as u16,
+                    versions: sim.versions,
                     checksum: self.one_in(2),
                     patience: self.patience(sim.patience),
                     congestion: self.pick(&UNCOUPLED),

@@ -43,11 +43,12 @@ pub(super) fn cases() -> Vec<Case> {
         }),
         Case::new("joins_that_nobody_takes_are_the_kernels", |lab| {
             // A malformed option is as good as absent; the kernel knows none of the ports but ours.
-            answers(lab, ["0x14", "0x14", "0x14", "0x12", "0x14"], 0)
+            answers(lab, ["0x14", "0x14", "0x14", "0x12", "0x14", "0x14"], 0, 3)
         })
         .configured(|config| only_at(config, JOINED[0].1)),
         Case::new("joins_that_nobody_takes_are_dropped", |lab| {
-            answers(lab, ["0x14", "0x14", "nothing", "nothing", "nothing"], 3)
+            let flags = ["0x14", "0x14", "nothing", "nothing", "nothing", "nothing"];
+            answers(lab, flags, 4, 2)
         })
         .configured(|config| {
             only_at(config, JOINED[0].1);
@@ -165,12 +166,27 @@ fn carried(connection: &Value) -> Vec<(String, u64)> {
 fn only_at(config: &mut Config, port: u16) {
     for service in &mut config.services {
         service.keys.insert_str(0, &format!("joins = [{port}]\n"));
+        if service.name == "hash" {
+            service.keys.insert_str(0, "mptcp = { versions = [] }\n");
+        }
     }
 }
 
-/// Joins of a token that nobody has: where they are taken, where they are not, and malformed.
-fn answers(lab: &mut Lab, flags: [&str; 5], dropped: u64) -> Result<(), String> {
-    let joins = ["8080 12", "80 12", "8081 12", "80 11", "8080 16"];
+/// Joins of a token that nobody has: where they are taken, where they are not, malformed, and to a
+/// service of plain TCP.
+fn answers(lab: &mut Lab, flags: [&str; 6], dropped: u64, taken: u64) -> Result<(), String> {
+    let joins = ["8080 12", "80 12", "8081 12", "80 11", "8080 16", "82 12"];
+    // An announcement that is refused changes nothing of that.
+    let announce = |lab: &mut Lab, arguments: &[&str]| {
+        let web = ["--service", "web", "--id", "1"];
+        lab.mpxd()?
+            .address(&[&["announce"], arguments, &web].concat())
+    };
+    announce(lab, &["10.9.2.2"])?;
+    let refused = announce(lab, &["10.9.1.2", "--port", "8081"]);
+    if !refused.is_err_and(|error| error.contains("ID 1 is that of 10.9.2.2")) {
+        return Err("an ID was announced with two addresses".to_owned());
+    }
     let wanted = joins.iter().zip(flags);
     let wanted: String = wanted.map(|(j, flags)| format!("{j} {flags}\n")).collect();
     let address = server_socket(Family::V4, 1, WEB).ip().to_string();
@@ -189,11 +205,11 @@ fn answers(lab: &mut Lab, flags: [&str; 5], dropped: u64) -> Result<(), String> 
         status.xdp("XdpDropInvalidJoin")?,
         status.counter("MPJoinSynRx")?,
     );
-    match found == (dropped, 2) {
+    match found == (dropped, taken) {
         true => Ok(()),
         false => Err(format!(
             "dropped and taken: {found:?}, not {:?}",
-            (dropped, 2)
+            (dropped, taken)
         )),
     }
 }
