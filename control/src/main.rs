@@ -23,6 +23,7 @@ use clap::Parser;
 use cli::{Cli, Command};
 use config::Config;
 use conns::Filter;
+use placement::Placement;
 use preflight::Plan;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
@@ -35,9 +36,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run { config } => run(&config),
-        Command::Check { config } => {
-            check(&config).map(|(config, plan)| println!("ok: {}", plan.summary(&config)))
-        }
+        Command::Check { config } => check(&config).map(|(config, plan, placement)| {
+            if let Some(remark) = &placement.remark {
+                println!("remark: {remark}");
+            }
+            println!("ok: {}; {}", plan.summary(&config), placement.summary());
+        }),
         Command::Status { json, asked } => admin::status(&asked.socket, json).and_then(print),
         Command::Conns {
             json,
@@ -78,13 +82,15 @@ fn run(file: &Path) -> Result<(), String> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(filter)
         .init();
-    let (config, plan) = check(file)?;
-    supervisor::run(config, plan)
+    let (config, plan, placement) = check(file)?;
+    supervisor::run(config, plan, placement)
 }
 
-fn check(file: &Path) -> Result<(Config, Plan), String> {
+fn check(file: &Path) -> Result<(Config, Plan, Placement), String> {
     let config = Config::load(file).map_err(|error| error.to_string())?;
     let plan = preflight::check(&config).map_err(|error| error.to_string())?;
-    admin::check(&config.control_socket).map_err(|error| format!("{}: {error}", file.display()))?;
-    Ok((config, plan))
+    let in_file = |error| format!("{}: {error}", file.display());
+    let placement = supervisor::check(&config, &plan).map_err(in_file)?;
+    admin::check(&config.control_socket).map_err(in_file)?;
+    Ok((config, plan, placement))
 }

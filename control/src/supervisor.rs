@@ -23,28 +23,31 @@ use mpx_ebpf::crowd::per_window;
 use mpx_ebpf::{FLAG_DIRECT, FLAG_DROP_INVALID_JOINS, FLAG_FLOW_HASH_NIC, OWNER_BITS_DEFAULT};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How long a worker may take to read its inbox.
 const INBOX_PATIENCE: Duration = Duration::from_secs(2);
+/// How much longer than it was given a worker may take to end.
+const STUCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Serves until a signal, then drains.
 ///
 /// # Errors
 /// One line for the user. Nothing stays attached in any case.
-pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
+pub(crate) fn run(config: Config, plan: Plan, placement: Placement) -> Result<(), String> {
     raise_descriptor_limit(&config);
-    let placement = Placement::new(&config, &plan.nics)?;
     let socket = ControlSocket::bind(&config.control_socket)?;
     let (wake, events) = mpsc::channel();
     forward_signals(wake.clone())?;
     let team = Arc::new(Team::new(config, plan, placement)?);
     let (config, plan) = (&team.config, &team.plan);
-    let mut xdp = XdpProgram::load(&load_config(&team)).map_err(|error| error.to_string())?;
+    let load = load_config(config, plan, &team.placement, team.hash_key);
+    let mut xdp = XdpProgram::load(&load).map_err(|error| error.to_string())?;
     watch_links(plan)?;
     let _groups = announce::join_groups(config, plan)?;
     leave_kernel_joins(&mut xdp, true);
@@ -78,6 +81,8 @@ pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
     }
     xdp.attach(config.workers.generic)
         .map_err(|error| error.to_string())?;
+    // Not before: who hears it sends at once.
+    tell_all(&handles, || Command::Announce);
     for name in &plan.untagged {
         tracing::info!(
             "{name} takes VLAN tags off frames, so that no VLAN can be served on it; if there are \
@@ -86,24 +91,30 @@ pub(crate) fn run(config: Config, plan: Plan) -> Result<(), String> {
     }
     tracing::info!("serving {}", plan.summary(config));
 
-    let drain_ms = config.drain_timeout.as_millis() as u64;
     let xdp = Arc::new(Mutex::new(xdp));
     watch_kernel_joins(Arc::clone(&xdp))?;
     let observer = Observer::new(Arc::clone(&team), handles.clone(), Arc::clone(&xdp));
     answer_questions(&socket, observer)?;
-    let outcome = supervise(&events, &handles, drain_ms);
+    let outcome = supervise(&events, &handles, config.drain_timeout, STUCK_PATIENCE);
     lock(&xdp).detach();
     if outcome.is_ok() {
         // They keep their sockets until now: whose drain was over first still moved frames for the
         // others.
         tell_all(&handles, || Command::Stop);
-        for thread in threads {
-            if thread.join().is_err() {
-                return Err("a worker panicked; see its message above and report it".into());
-            }
-        }
+        join_all(threads, STUCK_PATIENCE)?;
     }
     outcome
+}
+
+/// What has to hold for `run` beside the state of the machine; nothing is touched.
+///
+/// # Errors
+/// One line for the user.
+pub(crate) fn check(config: &Config, plan: &Plan) -> Result<Placement, String> {
+    let placement = Placement::new(config, &plan.nics)?;
+    let load = load_config(config, plan, &placement, [0; 2]);
+    load.validate().map_err(|error| error.to_string())?;
+    Ok(placement)
 }
 
 /// What all workers have in common.
@@ -138,21 +149,18 @@ impl Team {
             placement,
         })
     }
+}
 
-    fn first_owner(&self) -> u32 {
-        self.config.server.id * self.placement.workers()
-    }
-
-    fn owners(&self) -> u32 {
-        self.config.server.of * self.placement.workers()
-    }
+/// Of a server with so many workers: its first owner, and how many there are on all servers.
+fn owners(config: &Config, workers: u32) -> (u32, u32) {
+    (config.server.id * workers, config.server.of * workers)
 }
 
 /// What the main thread waits for.
 enum Event {
     Signal(i32),
-    /// A worker drained, or could not go on.
-    WorkerEnded(Result<(), String>),
+    /// That worker drained, or could not go on.
+    WorkerEnded(usize, Result<(), String>),
 }
 
 /// A service with the counters of its app, if that has some.
@@ -173,31 +181,70 @@ impl Counted {
     }
 }
 
-/// Waits for the end of all workers; passes signals on to them.
-fn supervise(events: &Receiver<Event>, workers: &[Handle], drain_ms: u64) -> Result<(), String> {
-    let mut draining = false;
-    let mut left = workers.len();
-    while left > 0 {
-        match events.recv() {
-            Ok(Event::Signal(_)) if draining => {
+/// Waits for the end of all workers; passes signals on to them. One that has not drained `patience`
+/// after it should have is stuck, and nobody waits for it.
+fn supervise(
+    events: &Receiver<Event>,
+    workers: &[Handle],
+    drain: Duration,
+    patience: Duration,
+) -> Result<(), String> {
+    let mut stuck_at: Option<Instant> = None;
+    let mut left: BTreeSet<usize> = (0..workers.len()).collect();
+    while !left.is_empty() {
+        let event = match stuck_at {
+            None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(at) => events.recv_timeout(at.saturating_duration_since(Instant::now())),
+        };
+        match event {
+            Ok(Event::Signal(_)) if stuck_at.is_some() => {
                 return Err("ended by a second signal; connections still open were cut".into());
             }
             Ok(Event::Signal(signal)) => {
-                draining = true;
+                stuck_at = Some(Instant::now() + drain + patience);
+                let drain_ms = drain.as_millis() as u64;
                 let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
                 tracing::info!("{name}: draining for at most {drain_ms} ms");
                 tell_all(workers, || Command::Drain {
                     deadline_ms: drain_ms,
                 });
             }
-            Ok(Event::WorkerEnded(outcome)) => {
+            Ok(Event::WorkerEnded(worker, outcome)) => {
                 outcome?;
-                left -= 1;
+                left.remove(&worker);
             }
-            Err(mpsc::RecvError) => return Err("the workers are gone; report it".into()),
+            Err(RecvTimeoutError::Timeout) => return Err(stuck(left)),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err("the workers are gone; report it".into());
+            }
         }
     }
     Ok(())
+}
+
+/// Waits for the end of threads that were told to stop.
+fn join_all(threads: Vec<JoinHandle<()>>, patience: Duration) -> Result<(), String> {
+    let stuck_at = Instant::now() + patience;
+    let running = || threads.iter().map(|thread| !thread.is_finished());
+    while running().any(|runs| runs) {
+        if Instant::now() >= stuck_at {
+            let left = running().enumerate().filter(|(_, runs)| *runs);
+            return Err(stuck(left.map(|(worker, _)| worker)));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    match threads.into_iter().all(|thread| thread.join().is_ok()) {
+        true => Ok(()),
+        false => Err("a worker panicked; see its message above and report it".into()),
+    }
+}
+
+fn stuck(workers: impl IntoIterator<Item = usize>) -> String {
+    let names: Vec<_> = workers.into_iter().map(|w| format!("worker-{w}")).collect();
+    format!(
+        "{} did not end in time and was given up, with what it had open; report it",
+        names.join(" and ")
+    )
 }
 
 /// A worker that is busy may have a full inbox for a moment.
@@ -244,11 +291,11 @@ fn work(
         return;
     }
     let drained = || {
-        let _ = wake.send(Event::WorkerEnded(Ok(())));
+        let _ = wake.send(Event::WorkerEnded(index, Ok(())));
     };
     if let Err(error) = worker.run(drained) {
         let error = format!("worker {index} cannot go on ({error}); report it");
-        let _ = wake.send(Event::WorkerEnded(Err(error)));
+        let _ = wake.send(Event::WorkerEnded(index, Err(error)));
     }
 }
 
@@ -293,6 +340,7 @@ fn engine_config(team: &Team, index: usize) -> EngineConfig {
     let Team { config, plan, .. } = team;
     let workers = team.placement.workers();
     let worker = index as u32;
+    let (first_owner, owners) = owners(config, workers);
     let interfaces = plan
         .nics
         .iter()
@@ -319,8 +367,8 @@ fn engine_config(team: &Team, index: usize) -> EngineConfig {
         })
         .collect();
     EngineConfig {
-        owner: team.first_owner() + worker,
-        owners: team.owners(),
+        owner: first_owner + worker,
+        owners,
         owner_bits: OWNER_BITS_DEFAULT,
         steering: Steering {
             worker,
@@ -375,8 +423,14 @@ fn app(service: &Service, counted: Counted) -> Result<Box<dyn App>, String> {
     })
 }
 
-fn load_config(team: &Team) -> LoadConfig {
-    let Team { config, plan, .. } = team;
+fn load_config(
+    config: &Config,
+    plan: &Plan,
+    placement: &Placement,
+    hash_key: [u64; 2],
+) -> LoadConfig {
+    let workers = placement.workers();
+    let (first_owner, owners) = owners(config, workers);
     let mut flags = 0;
     if config.workers.steering == config::Steering::Direct {
         flags |= FLAG_DIRECT;
@@ -399,12 +453,12 @@ fn load_config(team: &Team) -> LoadConfig {
             .collect(),
         entries: Entries::new(config, plan),
         steering: mpx_ebpf::Config {
-            workers: team.placement.workers(),
+            workers,
             owner_bits: OWNER_BITS_DEFAULT,
-            owners: team.owners(),
-            first_owner: team.first_owner(),
+            owners,
+            first_owner,
             flags,
-            hash_key: team.hash_key,
+            hash_key,
             syns_per_window: per_window(config.limits.max_syns_per_s),
             strays_per_window: per_window(config.limits.max_strays_per_s),
         },
@@ -527,4 +581,45 @@ fn raise_descriptor_limit(config: &Config) {
 /// A thread that panicked under the lock leaves the program as usable as it was.
 pub(crate) fn lock(xdp: &Mutex<XdpProgram>) -> std::sync::MutexGuard<'_, XdpProgram> {
     xdp.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(50);
+
+    #[test]
+    fn a_worker_that_never_answers_is_waited_for_no_longer_than_it_has() {
+        let (wake, events) = mpsc::channel();
+        let workers: Vec<_> = (0..3).map(|_| Handle::new().unwrap()).collect();
+        wake.send(Event::Signal(SIGTERM)).unwrap();
+        wake.send(Event::WorkerEnded(0, Ok(()))).unwrap();
+        wake.send(Event::WorkerEnded(2, Ok(()))).unwrap();
+        let start = Instant::now();
+        let error = supervise(&events, &workers, MOMENT, MOMENT).unwrap_err();
+        assert!(error.starts_with("worker-1 did not end"), "{error}");
+        assert!(start.elapsed() >= 2 * MOMENT);
+
+        // Where all have answered there is no waiting.
+        wake.send(Event::Signal(SIGTERM)).unwrap();
+        for worker in 0..3 {
+            wake.send(Event::WorkerEnded(worker, Ok(()))).unwrap();
+        }
+        let for_ever = Duration::from_secs(3600);
+        assert_eq!(supervise(&events, &workers, for_ever, for_ever), Ok(()));
+    }
+
+    #[test]
+    fn a_thread_that_never_ends_is_named() {
+        let (release, released) = mpsc::channel::<()>();
+        let stuck = thread::spawn(move || {
+            let _ = released.recv();
+        });
+        let threads = vec![thread::spawn(|| ()), stuck];
+        let error = join_all(threads, MOMENT).unwrap_err();
+        assert!(error.starts_with("worker-1 did not end"), "{error}");
+        drop(release);
+        assert_eq!(join_all(vec![thread::spawn(|| ())], MOMENT * 100), Ok(()));
+    }
 }

@@ -53,6 +53,8 @@ pub enum Command {
         from: usize,
         reply: Sender<Result<AddressStep, String>>,
     },
+    /// Frames arrive from now on: tell the neighbours of the addresses that are ours alone.
+    Announce,
     /// Return from [`Worker::run`]: no other worker needs its queues any more.
     Stop,
 }
@@ -237,6 +239,7 @@ impl<P: Port> Worker<P> {
                     let _ = reply.send(engine.change_addresses(now, &change, from, PAGE_PLACES));
                     break;
                 }
+                Command::Announce => self.engine.begin_announcing(now),
                 Command::Stop => self.stopped = true,
             }
         }

@@ -1,5 +1,5 @@
 //! Addresses that the kernel does not have: questions for their link-layer address are answered here,
-//! and everybody is told at the start.
+//! and everybody is told once they can be served.
 
 use super::Engine;
 use super::config::EngineConfig;
@@ -29,19 +29,21 @@ pub struct Announced {
 #[derive(Debug)]
 pub(super) struct Neighbors {
     limit: RateLimit,
+    /// There is something to announce, and it is this worker that does: one's are enough.
+    announces: bool,
     /// Announcements that are still to come, and when the next one is.
     announcements: u32,
     announce_at: Instant,
 }
 
 impl Neighbors {
-    /// Announcements begin at once, where there is anything to announce; one worker's are enough.
+    /// Nobody is told before [`Engine::begin_announcing`].
     pub(super) fn new(now: Instant, config: &EngineConfig) -> Neighbors {
         let mut announced = config.announced.iter();
-        let some = config.steering.worker == 0 && announced.any(|a| !a.addresses.is_empty());
         Neighbors {
             limit: RateLimit::new(ANSWERS_PER_SECOND_MAX),
-            announcements: if some { ANNOUNCEMENTS } else { 0 },
+            announces: config.steering.worker == 0 && announced.any(|a| !a.addresses.is_empty()),
+            announcements: 0,
             announce_at: now,
         }
     }
@@ -70,6 +72,14 @@ impl Engine {
             return;
         }
         self.answer_neighbor(iface, NeighborAnswer::to(request, mac));
+    }
+
+    /// Frames come from now on: what answers the announcements finds somebody.
+    pub fn begin_announcing(&mut self, now: Instant) {
+        if self.neighbors.announces {
+            self.neighbors.announcements = ANNOUNCEMENTS;
+            self.neighbors.announce_at = now;
+        }
     }
 
     /// Tells everybody of the addresses announced, if it is time for that.
@@ -164,12 +174,13 @@ mod tests {
     #[test]
     fn an_address_is_announced_twice() {
         let start = Instant::from_millis(5000);
-        assert_eq!(
-            engine(start, 1).next_timeout(),
-            None,
-            "one worker's are enough"
-        );
+        let mut other = engine(start, 1);
+        other.begin_announcing(start);
+        assert_eq!(other.next_timeout(), None, "one worker's are enough");
         let mut engine = engine(start, 0);
+        engine.on_timeout(start);
+        assert_eq!(sent(&mut engine, start, 0), [], "not before it is served");
+        engine.begin_announcing(start);
         assert_eq!(engine.next_timeout(), Some(start));
         engine.on_timeout(start);
         assert_eq!(sent(&mut engine, start, 0), [1]);

@@ -35,6 +35,7 @@ impl EngineReport {
         self.draining |= other.draining;
         self.connections += other.connections;
         self.half_open += other.half_open;
+        self.stranded += other.stranded;
         self.flows += other.flows;
         self.tokens += other.tokens;
         self.time_wait += other.time_wait;

@@ -92,6 +92,12 @@ const CONFIGURATIONS: &[(&str, &str, &str, &[&str])] = &[
         &[":13:", "service.listen", "10.9.1.2:80"],
     ),
     (
+        "a core that is not there",
+        "[[interface]]",
+        "cores = [9999]\n\n[[interface]]",
+        &["cores", "9999", "choose from"],
+    ),
+    (
         "interface that does not exist",
         "\"s1\"",
         "\"s9\"",
