@@ -421,8 +421,17 @@ fn readable(status: &Value) -> String {
         "flows",
         "tokens",
         "time_wait",
+        "flow_map",
     ];
     rows(&mut text, "tables", tables.map(|key| (key, number(key))));
+    let refused = status["counters"]["FlowMapFull"].as_u64().unwrap_or(0);
+    if refused > 0 {
+        let most = mpx_ebpf::FLOWS_MAX;
+        let _ = writeln!(
+            text,
+            "  {refused} joins were refused, for the flow_map held the {most} flows that it can"
+        );
+    }
     let memory = ["used_bytes", "limit_bytes", "share_bytes", "pressure"];
     let figure = |key: &'static str| {
         let value = &status["memory"][key];
@@ -557,6 +566,7 @@ mod tests {
                 flows: 2,
                 tokens: 1,
                 time_wait: 4,
+                flow_map: 3,
                 memory: MemoryReport {
                     used_bytes: 31_000,
                     limit_bytes: 40_000,
@@ -599,7 +609,7 @@ mod tests {
                     tx_ring_empty: 0,
                 },
             }],
-            counters: [("RxFrames", 17), ("DropFragment", 0)].into(),
+            counters: [("RxFrames", 17), ("DropFragment", 0), ("FlowMapFull", 6)].into(),
             xdp: [("XdpRedirectHome", 17)].into(),
             apps: vec![AppStatus {
                 service: "web".into(),
@@ -677,6 +687,7 @@ mod tests {
                 "counters",
                 "draining",
                 "fallbacks",
+                "flow_map",
                 "flows",
                 "frames",
                 "half_open",
@@ -713,6 +724,7 @@ mod tests {
         );
         assert!(!text.contains("RxFrames"), "counters are nstat's: {text}");
         assert!(text.contains("\nmemory\n  used_bytes "), "{text}");
+        assert!(text.contains("\n  6 joins were refused, "), "{text}");
         let line = text.lines().find(|line| line.contains("checksum")).unwrap();
         assert!(line.starts_with("  port 80, in: checksum ") && line.ends_with(" 2"));
         let line = text.lines().find(|line| line.starts_with("s1 ")).unwrap();

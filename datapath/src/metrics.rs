@@ -96,6 +96,8 @@ counters! {
     /// has a flow of these addresses.
     flow_map_full => "FlowMapFull",
     flow_map_taken => "FlowMapTaken",
+    /// Flows in TIME-WAIT that gave way to others in that map.
+    flow_map_evicted => "FlowMapEvicted",
     /// A stateless answer that found its queue full.
     replies_dropped => "RepliesDropped",
     /// A subflow's TIME-WAIT cut short because the table is full.

@@ -549,15 +549,7 @@ impl Engine {
             }
             match retired.time_wait {
                 None => self.forget_flow(&key),
-                Some(state) => {
-                    self.metrics.time_wait_entered += 1;
-                    self.flows.remove(&key);
-                    let flow = self.flows.fingerprint(&key);
-                    if let Some(evicted) = self.time_wait.insert(now, flow, &state) {
-                        self.metrics.time_wait_overflow += 1;
-                        self.forget_steered(evicted);
-                    }
-                }
+                Some(state) => self.enter_time_wait(now, &key, &state),
             }
         }
         // What was acknowledged is the app's, even after the last subflow is gone.

@@ -22,6 +22,8 @@ pub struct EngineReport {
     pub flows: usize,
     pub tokens: usize,
     pub time_wait: usize,
+    /// Entries of the map of flows, which all workers share.
+    pub flow_map: usize,
     pub memory: MemoryReport,
     pub fallbacks: Vec<FallbackReport>,
     /// As many as were asked for. Nobody but tests asks here: see [`Engine::connections_page`].
@@ -39,6 +41,7 @@ impl EngineReport {
         self.flows += other.flows;
         self.tokens += other.tokens;
         self.time_wait += other.time_wait;
+        self.flow_map += other.flow_map;
         let (memory, more) = (&mut self.memory, &other.memory);
         memory.used_bytes += more.used_bytes;
         memory.limit_bytes += more.limit_bytes;
@@ -207,6 +210,7 @@ impl Engine {
             flows: self.flows.len(),
             tokens: self.tokens.len(),
             time_wait: self.time_wait.len(),
+            flow_map: self.mesh.mapped(),
             memory: MemoryReport {
                 used_bytes: self.memory.used_bytes(),
                 limit_bytes: self.memory.limit_bytes(),

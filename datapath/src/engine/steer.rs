@@ -36,6 +36,8 @@ pub(super) struct Mesh {
     flow_map: Box<dyn FlowMap>,
     /// Flows of ours that are in that map, by what stands for them in TIME-WAIT.
     mapped: HashMap<u64, FlowKey>,
+    /// Those of them that went to TIME-WAIT, the first one first, and some that are gone since.
+    over: VecDeque<u64>,
     /// Where the frame at hand came in; `None` if it was passed on.
     queue_home: Option<u32>,
     messages: VecDeque<Message>,
@@ -70,6 +72,7 @@ impl Mesh {
             worker: steering.worker,
             flow_map: Box::new(MemoryFlowMap::new(OWN_FLOWS_MAX)),
             mapped: HashMap::new(),
+            over: VecDeque::new(),
             queue_home: None,
             messages: VecDeque::new(),
         }
@@ -77,6 +80,20 @@ impl Mesh {
 
     pub(super) fn on_arrival(&mut self, arrival: Arrival) {
         self.queue_home = (!arrival.forwarded).then_some(arrival.queue_home);
+    }
+
+    pub(super) fn mapped(&self) -> usize {
+        self.mapped.len()
+    }
+
+    /// `most`: of those that are in TIME-WAIT.
+    pub(super) fn on_time_wait(&mut self, flow: u64, most: usize) {
+        if self.mapped.contains_key(&flow) {
+            if self.over.len() >= most {
+                self.over.pop_front();
+            }
+            self.over.push_back(flow);
+        }
     }
 
     /// The worker of an initial subflow, as far as it can be told from the frame at hand.
@@ -141,12 +158,16 @@ impl Engine {
             worker: self.mesh.worker,
             pending: pending.map(|number| number.0),
         };
-        if let Err(refused) = self.mesh.flow_map.insert(&key.octets(), owner) {
-            *match refused {
-                FlowRefused::Full => &mut self.metrics.flow_map_full,
-                FlowRefused::Taken => &mut self.metrics.flow_map_taken,
-            } += 1;
-            return false;
+        let octets = key.octets();
+        while let Err(refused) = self.mesh.flow_map.insert(&octets, owner) {
+            if refused == FlowRefused::Taken {
+                self.metrics.flow_map_taken += 1;
+                return false;
+            }
+            if !self.give_up_steered() {
+                self.metrics.flow_map_full += 1;
+                return false;
+            }
         }
         self.mesh.mapped.insert(self.flows.fingerprint(&key), key);
         true
@@ -164,6 +185,19 @@ impl Engine {
         self.metrics.flow_map_full += u64::from(!confirmed);
     }
 
+    /// Room for a flow in the map: of those in TIME-WAIT the one that has been so for longest is
+    /// steered no more. Only late segments of it would be.
+    fn give_up_steered(&mut self) -> bool {
+        while let Some(flow) = self.mesh.over.pop_front() {
+            if self.mesh.mapped.contains_key(&flow) && self.time_wait.find(flow).is_some() {
+                self.metrics.flow_map_evicted += 1;
+                self.forget_steered(flow);
+                return true;
+            }
+        }
+        false
+    }
+
     /// A flow is over, without TIME-WAIT.
     pub(super) fn forget_flow(&mut self, key: &FlowKey) {
         self.flows.remove(key);
@@ -176,6 +210,8 @@ impl Engine {
         let Some(key) = mesh.mapped.remove(&flow) else {
             return;
         };
+        let gone = |flow: &mut u64| !mesh.mapped.contains_key(flow);
+        while mesh.over.pop_front_if(gone).is_some() {}
         // A client may have used the addresses again for a connection of another worker.
         let octets = key.octets();
         let entry = mesh.flow_map.lookup(&octets);

@@ -3,8 +3,10 @@
 use super::*;
 use crate::app::builtin::Discard;
 use crate::crypto::token_and_idsn;
+use crate::mptcp::connection::TimeWaitState;
 use crate::mptcp::subflow::Reset;
 use crate::rand::ChaChaEntropy;
+use crate::steering::MemoryFlowMap;
 use crate::tcp::State;
 use crate::tcp::congestion::Algorithm;
 use crate::tcp::fast_open::FastOpen;
@@ -341,4 +343,53 @@ fn a_token_that_was_taken_behind_a_cookie_makes_it_plain_tcp() {
     let answer = Segment::parse(&bytes[..len]).expect("a SYN/ACK").tcp;
     assert_eq!(answer.options.mptcp.capable, None);
     assert_eq!(engine.metrics.mp_fallback_token_init, 1);
+}
+
+/// Joins need room in the map of flows, which every worker of the server fills; what is over gives way.
+#[test]
+fn a_full_map_of_flows_takes_the_place_of_the_oldest_time_wait_and_then_refuses() {
+    let now = Instant::from_millis(1000);
+    let mut engine = discarding(now, BUFFERS);
+    let flows = MemoryFlowMap::new(3);
+    engine.set_flow_map(Box::new(flows.clone()));
+    // Of no service's port, so that all of them need an entry.
+    let key = |port: u16| {
+        let local: SocketAddr = "10.0.0.2:8080".parse().expect("an address");
+        FlowKey::new(local, ([10, 0, 0, 1], port).into())
+    };
+    let state = TimeWaitState {
+        snd_nxt: TcpSeq(1),
+        rcv_nxt: TcpSeq(1),
+        ts: None,
+        data_ack: None,
+    };
+    let in_map = |port: u16| {
+        let mut found = false;
+        flows.retain(|octets| {
+            found |= *octets == key(port).octets();
+            true
+        });
+        found
+    };
+    for port in 1..=3 {
+        assert!(engine.steer_flow(key(port), None));
+    }
+    assert!(!engine.steer_flow(key(4), None) && engine.metrics.flow_map_full == 1);
+    for port in [2, 1] {
+        engine.enter_time_wait(now, &key(port), &state);
+    }
+    assert!(engine.steer_flow(key(4), None));
+    assert_eq!([1, 2, 3, 4].map(in_map), [true, false, true, true]);
+    assert_eq!(engine.time_wait.len(), 2, "it is still answered for");
+    // One that is in TIME-WAIT no more, or mapped no more, is none to be given up.
+    engine.forget_steered(engine.flows.fingerprint(&key(1)));
+    assert!(engine.steer_flow(key(5), None));
+    assert!(!engine.steer_flow(key(6), None));
+    assert_eq!(engine.metrics.flow_map_evicted, 1);
+    assert_eq!(engine.metrics.flow_map_full, 2);
+    assert_eq!(engine.report(now, 0).flow_map, 3);
+
+    // A flow at home on a service's port needs none.
+    let local = SERVER.parse().expect("an address");
+    assert!(engine.steer_flow(FlowKey::new(local, ([10, 0, 0, 1], 7).into()), None));
 }

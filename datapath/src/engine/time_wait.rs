@@ -202,6 +202,18 @@ impl TimeWaitTable {
 const ANSWER_INTERVAL_MS: u32 = INVALID_ANSWER_INTERVAL.as_millis() as u32;
 
 impl Engine {
+    /// A flow is over but for what is still on its way.
+    pub(super) fn enter_time_wait(&mut self, now: Instant, key: &FlowKey, state: &TimeWaitState) {
+        self.metrics.time_wait_entered += 1;
+        self.flows.remove(key);
+        let flow = self.flows.fingerprint(key);
+        if let Some(evicted) = self.time_wait.insert(now, flow, state) {
+            self.metrics.time_wait_overflow += 1;
+            self.forget_steered(evicted);
+        }
+        self.mesh.on_time_wait(flow, self.config.time_wait_max);
+    }
+
     /// A segment for a flow in TIME-WAIT: a newer SYN opens a new connection (RFC 6191, RFC 9293
     /// §3.10.7.4), a RST is ignored (RFC 1337), anything else that a peer may send is acknowledged.
     pub(super) fn on_time_wait_segment(
