@@ -34,7 +34,7 @@ pub(crate) struct Interface {
     bind: extern "C" fn(*mut c_void, c_int, *const libc::sockaddr, socklen_t) -> c_int,
     listen: extern "C" fn(*mut c_void, c_int, c_int) -> c_int,
     accept: extern "C" fn(*mut c_void, c_int, *mut libc::sockaddr, *mut socklen_t) -> c_int,
-    connect: Unsupported,
+    connect: extern "C" fn(*mut c_void, c_int, *const libc::sockaddr, socklen_t) -> c_int,
     read: extern "C" fn(*mut c_void, c_int, *mut c_void, size_t) -> ssize_t,
     readv: extern "C" fn(*mut c_void, c_int, *const libc::iovec, c_int) -> ssize_t,
     recv: extern "C" fn(*mut c_void, c_int, *mut c_void, size_t, c_int) -> ssize_t,
@@ -94,7 +94,7 @@ pub(crate) extern "C" fn packetdrill_interface_init(
         bind,
         listen,
         accept,
-        connect: unsupported,
+        connect,
         read,
         readv,
         recv,
@@ -191,6 +191,19 @@ extern "C" fn accept(
         put_address(peer, addr, len);
         accepted
     }))
+}
+
+/// The engine only answers: there is nowhere to connect to, but a connection may be left so.
+extern "C" fn connect(
+    _: *mut c_void,
+    fd: c_int,
+    addr: *const libc::sockaddr,
+    len: socklen_t,
+) -> c_int {
+    status(match family(addr, len) {
+        Some(libc::AF_UNSPEC) => shim().disconnect(fd).map(|()| 0),
+        _ => Err(libc::EOPNOTSUPP),
+    })
 }
 
 extern "C" fn read(_: *mut c_void, fd: c_int, into: *mut c_void, count: size_t) -> ssize_t {
@@ -566,11 +579,16 @@ fn bytes_mut<'a>(into: *mut c_void, count: usize) -> &'a mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(into.cast(), count) }
 }
 
-fn address(addr: *const libc::sockaddr, len: socklen_t) -> Option<SocketAddr> {
+fn family(addr: *const libc::sockaddr, len: socklen_t) -> Option<c_int> {
     let raw = slice::<u8>(addr.cast(), len as usize);
     let family = u16::from_ne_bytes(raw.get(..2)?.try_into().ok()?);
+    Some(family.into())
+}
+
+fn address(addr: *const libc::sockaddr, len: socklen_t) -> Option<SocketAddr> {
+    let raw = slice::<u8>(addr.cast(), len as usize);
     let port = u16::from_be_bytes(raw.get(2..4)?.try_into().ok()?);
-    let ip: IpAddr = match c_int::from(family) {
+    let ip: IpAddr = match family(addr, len)? {
         libc::AF_INET => Ipv4Addr::from(<[u8; 4]>::try_from(raw.get(4..8)?).ok()?).into(),
         libc::AF_INET6 => {
             Ipv6Addr::from(<[u8; 16]>::try_from(raw.get(8..24)?).ok()?).to_canonical()

@@ -228,6 +228,20 @@ impl Shim {
         Ok(())
     }
 
+    /// `connect` to AF_UNSPEC: the connection is aborted, and the socket is as new.
+    pub(crate) fn disconnect(&self, fd: i32) -> Result<(), Errno> {
+        let mut host = self.lock();
+        let id = host.connection(fd)?;
+        host.stack.with(id, |conn| conn.abort());
+        let socket = host.socket(fd)?;
+        *socket = Socket {
+            nonblocking: socket.nonblocking,
+            ..Socket::default()
+        };
+        drop(self.announce(host));
+        Ok(())
+    }
+
     pub(crate) fn is_nonblocking(&self, fd: i32) -> Result<bool, Errno> {
         Ok(self.lock().socket(fd)?.nonblocking)
     }
