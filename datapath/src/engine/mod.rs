@@ -543,8 +543,13 @@ impl Engine {
             let key = FlowKey::new(retired.local, retired.remote);
             if retired.failed && connection.end.is_none() && connection.mode == Mode::Mptcp {
                 let mut subflows = connection.subflows.iter();
+                // RFC 8684 §3.1: to an initial address that was barred nobody may come back.
+                let initial = connection.local_addr;
+                let initial = (!connection.settings.deny_join_initial).then_some(initial);
                 let missed = !subflows.any(|(_, s)| s.local == retired.local && s.is_open())
-                    && connection.addresses.on_subflow_failed(retired.local, now);
+                    && connection
+                        .addresses
+                        .on_subflow_failed(retired.local, initial, now);
                 self.metrics.add_addr_again += u64::from(missed);
             }
             match retired.time_wait {

@@ -1,6 +1,7 @@
 //! The addresses of both ends beside those of the initial subflow (RFC 8684 §3.4): what we announce
 //! until it is echoed, what the peer announced, and which IDs ours have.
 
+use crate::tcp::rtt::RTO_MAX;
 use crate::time::{Duration, Instant};
 use crate::wire::mptcp::{AddAddr, AddAddrForm, RemoveAddr};
 use std::collections::VecDeque;
@@ -8,12 +9,11 @@ use std::net::{IpAddr, SocketAddr};
 
 /// Address ID of the initial subflow, at either end (RFC 8684 §3.2).
 pub const INITIAL_ID: u8 = 0;
-/// Until an ADD_ADDR that is not echoed is repeated, if the round trip does not want more; doubled
-/// each time.
-pub const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
-/// Transmissions of one ADD_ADDR of version 1.
-pub const ANNOUNCEMENTS_MAX: u32 = 5;
-/// From the failure of a subflow to an announced address until that is announced anew, and from then
+/// Transmissions of one ADD_ADDR of version 1 that is not echoed: the next one leaves after the timeout of
+/// the subflow that carried it, as text would, and each later one after twice the time. With the
+/// shortest timeout that is half a minute.
+pub const ANNOUNCEMENTS_MAX: u32 = 8;
+/// From the failure of a subflow to one of our addresses until that is announced anew, and from then
 /// on until the next time if nobody joins it; doubled each time.
 pub const AGAIN_WAIT: Duration = Duration::from_secs(2);
 /// How often, until there was none of it for `AGAIN_FORGOTTEN`.
@@ -63,6 +63,20 @@ struct Announcement {
     told_at: Instant,
 }
 
+impl Announcement {
+    fn new(address: LocalAddress) -> Announcement {
+        Announcement {
+            address,
+            due: false,
+            transmissions: 0,
+            repeat_at: None,
+            again_at: None,
+            again: 0,
+            told_at: Instant::default(),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Addresses {
     announced: Vec<Announcement>,
@@ -80,19 +94,16 @@ impl Addresses {
     pub fn announce(&mut self, address: LocalAddress) {
         self.announced.retain(|a| a.address.id != address.id);
         self.announced.push(Announcement {
-            address,
             due: true,
-            transmissions: 0,
-            repeat_at: None,
-            again_at: None,
-            again: 0,
-            told_at: Instant::default(),
+            ..Announcement::new(address)
         });
     }
 
     /// Takes addresses back; the peer is told if it may have heard of them. Returns their IDs.
     pub fn withdraw(&mut self, announced: IpAddr) -> Vec<u8> {
-        let gone = |a: &Announcement| a.address.announced.ip() == announced;
+        // The initial address was never announced, only told anew; its subflows are not to go.
+        let gone =
+            |a: &Announcement| a.address.id != INITIAL_ID && a.address.announced.ip() == announced;
         let told = self.announced.iter().filter(|a| gone(a));
         self.removals
             .extend(told.filter(|a| a.transmissions > 0).map(|a| a.address.id));
@@ -219,7 +230,7 @@ impl Addresses {
         let due = self.announced.iter_mut().filter(|a| a.due);
         let next = due.min_by_key(|a| a.transmissions)?;
         next.due = false;
-        let wait = rto.max(ECHO_TIMEOUT) * (1 << next.transmissions);
+        let wait = rto.saturating_mul(1 << next.transmissions).min(RTO_MAX);
         if next.transmissions == 0 && (1..AGAIN_MAX).contains(&next.again) {
             next.again_at = Some(now + AGAIN_WAIT * (1 << next.again));
         }
@@ -237,10 +248,25 @@ impl Addresses {
         deadlines.flatten().min()
     }
 
-    /// A subflow to an announced address failed: it is announced anew after a while, so that the peer
-    /// may join it again (RFC 8684 §3.4.1). Returns whether it is.
-    pub fn on_subflow_failed(&mut self, local: SocketAddr, now: Instant) -> bool {
-        let told = |a: &&mut Announcement| a.address.local == local && a.transmissions > 0;
+    /// A subflow to an announced address, or to the `initial` one, failed: it is announced anew after a
+    /// while, so that the peer may join it again (RFC 8684 §3.4.1). Returns whether it is.
+    pub fn on_subflow_failed(
+        &mut self,
+        local: SocketAddr,
+        initial: Option<SocketAddr>,
+        now: Instant,
+    ) -> bool {
+        let known = self.announced.iter().any(|a| a.address.local == local);
+        if !known && initial == Some(local) {
+            // RFC 8684 §3.2: the peer knows it as ID 0, and under that ID it may be sent again.
+            self.announced.push(Announcement::new(LocalAddress {
+                id: INITIAL_ID,
+                announced: local,
+                local,
+            }));
+        }
+        let told =
+            |a: &&mut Announcement| a.address.local == local && (a.transmissions > 0 || !known);
         let Some(failed) = self.announced.iter_mut().find(told) else {
             return false;
         };
@@ -348,7 +374,7 @@ mod tests {
         let address = local(1, "203.0.113.1:80", "203.0.113.1:80");
         addresses.announce(address);
         let mut now = Instant::from_millis(1000);
-        let mut wait = ECHO_TIMEOUT;
+        let mut wait = RTO;
         for _ in 0..ANNOUNCEMENTS_MAX {
             assert_eq!(addresses.take_signal(now, RTO), Some(Signal::Add(address)));
             assert!(!addresses.has_signal());
@@ -380,9 +406,12 @@ mod tests {
             addresses.on_echo(&add(1, "203.0.113.1"));
         };
         echoed(&mut addresses, now);
-        assert!(!addresses.on_subflow_failed("203.0.113.1:81".parse().unwrap(), now));
-        assert!(addresses.on_subflow_failed(address.local, now));
-        assert!(!addresses.on_subflow_failed(address.local, now));
+        let failed =
+            |addresses: &mut Addresses, now| addresses.on_subflow_failed(address.local, None, now);
+        let other = "203.0.113.1:81".parse().unwrap();
+        assert!(!addresses.on_subflow_failed(other, None, now));
+        assert!(failed(&mut addresses, now));
+        assert!(!failed(&mut addresses, now));
         for round in 0..AGAIN_MAX {
             let at = now + AGAIN_WAIT * (1 << round);
             assert_eq!(addresses.next_deadline(), Some(at));
@@ -396,10 +425,35 @@ mod tests {
         assert_eq!(addresses.next_deadline(), None);
         let forgotten = now + AGAIN_FORGOTTEN;
         let before = now + (AGAIN_FORGOTTEN - Duration::from_nanos(1));
-        assert!(!addresses.on_subflow_failed(address.local, before));
-        assert!(addresses.on_subflow_failed(address.local, forgotten));
+        assert!(!failed(&mut addresses, before));
+        assert!(failed(&mut addresses, forgotten));
         addresses.on_rejoined(address.local);
         assert_eq!(addresses.next_deadline(), None);
+    }
+
+    // RFC 8684 §3.2, §3.4.1: the initial address has the ID 0, under which it may be told anew; nobody
+    // takes it back.
+    #[test]
+    fn the_initial_address_is_announced_anew_under_its_id() {
+        let mut addresses = Addresses::default();
+        let initial = local(INITIAL_ID, "192.0.2.1:80", "192.0.2.1:80");
+        let now = Instant::from_millis(1000);
+        let other = "192.0.2.2:80".parse().expect("an address");
+        assert!(!addresses.on_subflow_failed(other, Some(initial.local), now));
+        let mut failed = |now| {
+            let failed = addresses.on_subflow_failed(initial.local, Some(initial.local), now);
+            (failed, addresses.next_deadline())
+        };
+        assert_eq!(failed(now), (true, Some(now + AGAIN_WAIT)));
+        assert_eq!(failed(now + RTO), (false, Some(now + AGAIN_WAIT)));
+        let now = now + AGAIN_WAIT;
+        addresses.on_timeout(now, ANNOUNCEMENTS_MAX);
+        assert_eq!(addresses.take_signal(now, RTO), Some(Signal::Add(initial)));
+        assert_eq!(addresses.withdraw(initial.announced.ip()), []);
+        addresses.on_echo(&add(INITIAL_ID, "192.0.2.1"));
+        addresses.on_rejoined(initial.local);
+        assert_eq!(addresses.next_deadline(), None);
+        assert!(addresses.on_subflow_failed(initial.local, Some(initial.local), now));
     }
 
     // RFC 8684 §3.4.1: an ID keeps its address until it is removed; what is of no use is not kept.

@@ -9,8 +9,9 @@ use crate::model::sim::{Family, SERVICE_PORT, Sim, SimConfig};
 use crate::model::subflow::State;
 use crate::model::{assert_same, stream};
 use mpx_datapath::engine::{AddressPolicy, Announce, JoinRule, Versions};
-use mpx_datapath::mptcp::address::{ANNOUNCEMENTS_MAX, ECHO_TIMEOUT, REMOTE_MAX};
+use mpx_datapath::mptcp::address::{ANNOUNCEMENTS_MAX, REMOTE_MAX};
 use mpx_datapath::mptcp::close::{RST_NO_RESOURCES, RST_PROHIBITED};
+use mpx_datapath::mptcp::signal::SIGNAL_PAUSE;
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::time::Duration;
 use mpx_datapath::wire::mptcp::{AddAddr, AddAddrForm};
@@ -92,7 +93,7 @@ fn announced_addresses_are_joined_under_their_ids() {
         ..announce(9, ip("203.0.113.7"))
     };
     let mut sim = connected(announcing(vec![announce(1, server(1)), behind_nat]));
-    sim.run_for(ECHO_TIMEOUT * 4);
+    sim.run_for(Duration::from_secs(4));
     let announced = &sim.clients[0].announced;
     let told = announced.iter();
     let told: Vec<_> = told.map(|a| (a.address_id, a.address, a.port)).collect();
@@ -167,7 +168,7 @@ fn what_is_not_echoed_is_repeated_and_never_three_in_a_row() {
     // The third ACK arrives after one and a half round trips of 10 ms.
     sim.run_for(MS * 16);
     assert_eq!(sim.server.count(|m| m.add_addr_tx), 2);
-    sim.run_for(ECHO_TIMEOUT - MS * 2);
+    sim.run_for(SIGNAL_PAUSE - MS * 2);
     assert_eq!(sim.server.count(|m| m.add_addr_tx), 2, "before its time");
     sim.run_for(RTT);
     let told = |sim: &Sim| -> Vec<u8> {
@@ -204,7 +205,15 @@ fn a_lost_announcement_or_echo_is_repeated() {
             Side::Server => 2,
         };
         sim.net.lose_nth = Some((lost_on_the_way_to, IfaceId(0), before));
-        sim.run_for(ECHO_TIMEOUT * 10);
+        // The third ACK arrives after one and a half round trips of 10 ms.
+        sim.run_for(MS * 16);
+        let rto_ms = sim.server.report(1).conns[0].subflows[0].rto_ms;
+        // As soon as text would be repeated.
+        sim.run_for(Duration::from_millis(rto_ms) - MS * 2);
+        assert_eq!(sim.server.count(|m| m.add_addr_tx), 1, "before its time");
+        sim.run_for(MS * 3);
+        assert_eq!(sim.server.count(|m| m.add_addr_tx), sent);
+        sim.run_for(Duration::from_secs(10));
         assert_eq!(sim.server.count(|m| m.add_addr_tx), sent);
         assert_eq!(sim.server.count(|m| m.echo_add), 1);
         assert!(!sim.clients[c].announced.is_empty());

@@ -399,6 +399,49 @@ fn a_subflow_that_holds_the_buffer_is_reset_and_comes_again() {
     sim.finish();
 }
 
+// RFC 8684 §3.2, §3.4.1: the initial address has the ID 0 and may be told anew, too; not where C bars
+// joins to it (§3.1).
+#[test]
+fn the_initial_address_is_announced_anew_when_its_subflow_failed() {
+    for deny_join_initial in [false, true] {
+        let mut sim = connected(SimConfig {
+            addresses: AddressPolicy {
+                deny_join_initial,
+                ..AddressPolicy::default()
+            },
+            ..SimConfig::with(ECHO)
+        });
+        let initial = Family::V4.server(0);
+        let beside = sim.join(0, 1);
+        sim.run(|sim| sim.clients[0].subflows[beside].open());
+        sim.clients[0].reset(0);
+        sim.clients[0].send(b"hello");
+        sim.run_for(AGAIN_WAIT - MS * 100);
+        assert_eq!(sim.clients[0].announced.len(), 0, "before its time");
+        sim.run_for(MS * 200);
+        let told = sim.clients[0].announced.iter();
+        let told: Vec<_> = told.map(|a| (a.address_id, a.address, a.port)).collect();
+        if deny_join_initial {
+            assert_eq!(told, []);
+        } else {
+            assert_eq!(told, [(0, initial.ip(), None)]);
+            assert_eq!(sim.server.count(|m| m.add_addr_again), 1);
+            let back = sim.join(0, 0);
+            sim.run(|sim| sim.clients[0].subflows[back].open());
+            assert_eq!(sim.clients[0].subflows[back].server_id, 0);
+            sim.run_for(AGAIN_WAIT * 1000);
+            assert_eq!(sim.clients[0].announced.len(), 1, "it is there");
+            // Once more, and the wait begins anew.
+            sim.clients[0].reset(back);
+            sim.run_for(AGAIN_WAIT + MS * 200);
+            assert_eq!(sim.clients[0].announced.len(), 2);
+        }
+        sim.clients[0].close_write();
+        sim.run(|sim| sim.clients[0].closed());
+        sim.finish();
+    }
+}
+
 // RFC 8684 §3.4.1: the address of a subflow that failed is announced anew, until the client has joined
 // it again; not where the client's RST says that it is for good (§3.6).
 #[test]

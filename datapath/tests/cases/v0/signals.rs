@@ -5,7 +5,7 @@ use crate::model::apps::ECHO;
 use crate::model::client::ClientConfig;
 use crate::model::sim::{Family, SERVICE_PORT, Sim, SimConfig};
 use mpx_datapath::engine::{AddressPolicy, Announce};
-use mpx_datapath::mptcp::address::ECHO_TIMEOUT;
+use mpx_datapath::time::Duration;
 use mpx_datapath::wire::mptcp::{AddAddr, AddAddrForm};
 use std::net::IpAddr;
 
@@ -47,7 +47,7 @@ fn addresses_are_announced_without_hmac_until_they_are_joined() {
     let joined = sim.join(0, 1);
     sim.run(|sim| sim.clients[0].subflows[joined].open());
     assert_eq!(sim.clients[0].subflows[joined].server_id, 1);
-    sim.run_for(ECHO_TIMEOUT * 60);
+    sim.run_for(Duration::from_secs(60));
     let told = |id| {
         let announced = sim.clients[0].announced.iter();
         let ports: Vec<_> = announced

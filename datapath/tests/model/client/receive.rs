@@ -332,7 +332,13 @@ impl Client {
             }
             AddAddrForm::Bare => assert!(v0, "RFC 8684 §3.4.1: no HMAC in {option:?}"),
         }
-        assert_ne!(option.address_id, 0, "0 is the initial address");
+        // RFC 8684 §3.2: 0 is the initial address, and that it stays.
+        let server = self.config.server;
+        let same = option.address == server.ip() && option.port.is_none_or(|p| p == server.port());
+        assert!(
+            option.address_id != 0 || same,
+            "another address: {option:?}"
+        );
         self.announced.push(option);
         self.confirmed = true;
         if self.config.echoes && !v0 {
