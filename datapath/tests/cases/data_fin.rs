@@ -135,6 +135,28 @@ fn a_client_that_sends_its_fin_in_time() {
     }
 }
 
+// One that sends its FIN late, when ours has waited for it in vain, is still waited for: just before that
+// is over it is answered, and TIME-WAIT is ours.
+#[test]
+fn a_client_that_sends_its_fin_at_the_last_moment() {
+    for (order, hold) in ORDERS {
+        let (mut pen, fin) = ended(order, CLOSING);
+        if !fin {
+            pen.after(hold);
+        }
+        pen.ack += 1;
+        pen.end(NEXT, ACK, false, true);
+        // From when our FIN left.
+        pen.script.wait(CLOSING.fin_timeout - MS);
+        assert_eq!((pen.state(), pen.headers()), ("FIN-WAIT-2", vec![]));
+        pen.end(NEXT, ACK | FIN, false, true);
+        let answers = pen.headers();
+        assert!(answers.len() == 1 && pen.acks_data_fin(&answers[0]));
+        assert_eq!(pen.state(), "TIME-WAIT", "{order}");
+        assert_eq!(pen.script.engine.metrics.give_up_timeouts, 0);
+    }
+}
+
 // Switched off: the FIN leaves as soon as it may, and TIME-WAIT is ours. A DATA_FIN that comes as late as
 // that is still acknowledged, and so is a FIN.
 #[test]

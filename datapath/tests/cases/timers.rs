@@ -209,6 +209,58 @@ fn keepalive() {
     }
 }
 
+// RFC 9293 §3.8.4 beside RFC 8684 §1.3: a subflow runs like a connection of TCP, and each that is idle is
+// probed, whatever the others do. One that does not answer goes alone; the connection goes with the last.
+#[test]
+fn keepalive_of_one_subflow_and_of_the_last() {
+    const IDLE: Duration = Duration::from_secs(60);
+    const INTERVAL: Duration = Duration::from_secs(10);
+    const SECOND: Duration = Duration::from_secs(1);
+    let mut sim = Sim::new(SimConfig {
+        patience: Patience {
+            keepalive: Some(IDLE),
+            keepalive_interval: INTERVAL,
+            keepalive_probes: 3,
+            without_subflow: INTERVAL,
+            ..Patience::default()
+        },
+        ..SimConfig::with(Behaviour::default())
+    });
+    let c = sim.connect(ClientConfig::new(Family::V4.server(0)));
+    sim.run(|sim| sim.clients[c].established());
+    let at = sim.join(c, 1);
+    sim.run(|sim| sim.clients[c].subflows[at].open());
+    let silent = IDLE + INTERVAL * 3;
+    let subflows = |sim: &Sim| sim.server.report(1).conns[0].subflows.len();
+    let cut_at = sim.now;
+    sim.net.paths[0].cut = true;
+    while subflows(&sim) == 2 {
+        // The other one is in use.
+        sim.clients[c].send(b"hello");
+        sim.run_for(SECOND);
+    }
+    let passed = sim.now.since(cut_at);
+    assert!(
+        (silent - SECOND..=silent + SECOND).contains(&passed),
+        "{passed:?}"
+    );
+    assert_eq!(sim.app.record().closed, None);
+
+    let cut_at = sim.now;
+    sim.net.paths[1].cut = true;
+    while sim.app.record().closed.is_none() {
+        sim.run_for(SECOND);
+    }
+    let passed = sim.now.since(cut_at);
+    let silent = silent + INTERVAL;
+    assert!(
+        (silent - SECOND * 2..=silent + SECOND).contains(&passed),
+        "{passed:?}"
+    );
+    assert_eq!(sim.server.count(|m| m.subflow_timeouts), 2);
+    assert_eq!(sim.app.record().closed, Some(CloseCause::TimedOut));
+}
+
 fn user_timeout(timeout: Duration) -> Patience {
     Patience {
         user_timeout: Some(timeout),
