@@ -148,9 +148,10 @@ fn cut<'a>(
     tcp: &'a TcpHeader,
     text: &'a [u8],
 ) -> impl Iterator<Item = (TcpHeader, &'a [u8])> {
+    // Each part of a SYN would be a SYN.
     let most = match meddling.cuts_at {
-        0 => text.len().max(1),
-        n => n,
+        n if n > 0 && !tcp.flags.contains(TcpFlags::SYN) => n,
+        _ => text.len().max(1),
     };
     let last = text.len().saturating_sub(1) / most;
     (0..=last).map(move |n| {

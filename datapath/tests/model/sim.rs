@@ -178,6 +178,7 @@ impl Sim {
     pub fn new(config: SimConfig) -> Sim {
         let now = Instant::from_millis(1_000_000);
         let app = TestApp::new(config.app);
+        app.log.borrow_mut().may_open_twice = config.fast_open != FastOpen::Off;
         let interfaces = config.paths.len();
         let memory = MemoryPort::new(MemoryConfig {
             interfaces,

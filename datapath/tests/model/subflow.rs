@@ -162,6 +162,8 @@ pub struct Subflow {
     /// Octets that the SYN brought, and those of them that its answer acknowledged.
     pub syn_offered: u64,
     pub syn_text: u64,
+    /// The number of the SYN/ACK that the server sent last.
+    pub answered_from: u32,
     pub snd_una: u64,
     pub snd_nxt: u64,
     pub rcv_nxt: u64,
@@ -255,6 +257,7 @@ impl Subflow {
             born: None,
             syn_offered: 0,
             syn_text: 0,
+            answered_from: 0,
             snd_una: 0,
             snd_nxt: 1,
             rcv_nxt: 0,

@@ -223,11 +223,17 @@ impl Runner<'_> {
 
     fn start(&mut self, i: usize, faults: bool) {
         let plan = self.actors[i].plan;
-        let config = plan.config.clone();
+        let mut config = plan.config.clone();
         let before = plan.after.map(|(before, again)| {
             let client = self.actors[before].client;
             (before, client.expect("it was over"), again)
         });
+        if let Some((_, c, _)) = before
+            && let Some(cookie) = self.sim.clients[c].cookie
+            && plan.inherits_cookie
+        {
+            config.fast_open = Some(cookie);
+        }
         let c = match before {
             None => self.sim.connect(config),
             Some((_, c, again)) => self.sim.connect_again(config, c, again),

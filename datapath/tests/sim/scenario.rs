@@ -12,7 +12,9 @@ use crate::model::subflow::Again;
 use ipnet::IpNet;
 use mpx_datapath::engine::{Announce, JoinRule, Patience, Versions};
 use mpx_datapath::tcp::congestion::Algorithm;
+use mpx_datapath::tcp::fast_open::FastOpen;
 use mpx_datapath::time::Duration;
+use mpx_datapath::wire::tcp::FastOpenCookie;
 
 /// Octets in one direction of one connection.
 const STREAM_MAX_BYTES: usize = 500_000;
@@ -30,7 +32,7 @@ const UNCOUPLED: [Algorithm; 2] = [Algorithm::Cubic, Algorithm::Reno];
 
 /// Draws of a seed, laid over each other. Each layer has a stream of its own: what is added in a new
 /// one leaves to every seed what it drew before.
-pub const LAYERS: u64 = 13;
+pub const LAYERS: u64 = 14;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -70,6 +72,8 @@ pub struct Plan {
     pub signals: Vec<(Duration, Signal)>,
     /// It reads all there is at once, and then goes on as before.
     pub gulps: Vec<Duration>,
+    /// It brings the cookie that the client before it has got.
+    pub inherits_cookie: bool,
     pub blackouts: Vec<Blackout>,
 }
 
@@ -183,6 +187,9 @@ impl Scenario {
         }
         if layers > 12 {
             Draw::new(seed, 12).couples(&mut scenario);
+        }
+        if layers > 13 {
+            Draw::new(seed, 13).fast_opens(&mut scenario);
         }
         scenario
     }
@@ -470,6 +477,7 @@ impl Draw {
             resizes: Vec::new(),
             signals: Vec::new(),
             gulps: Vec::new(),
+            inherits_cookie: false,
             blackouts: Vec::new(),
         }
     }
@@ -824,6 +832,28 @@ impl Draw {
             if self.one_in(3) {
                 *congestion = Algorithm::Lia;
             }
+        }
+    }
+
+    /// TCP Fast Open: clients that ask for cookies, bring them with text, or bring others'.
+    fn fast_opens(&mut self, scenario: &mut Scenario) {
+        if !self.one_in(2) {
+            return;
+        }
+        let sim = &mut scenario.sim;
+        sim.fast_open = self.pick(&[FastOpen::On, FastOpen::On, FastOpen::WithoutCookies]);
+        if self.one_in(4) {
+            sim.fast_open_pending_max = self.below(3);
+        }
+        let without_cookies = sim.fast_open == FastOpen::WithoutCookies;
+        for plan in &mut scenario.clients {
+            // There any cookie is as good as the right one.
+            let foreign = FastOpenCookie::new(&[7; 6]);
+            let brings = self.one_in(if without_cookies { 2 } else { 4 });
+            let cookie = foreign.filter(|_| brings);
+            plan.config.fast_open = (!self.one_in(4)).then(|| cookie.unwrap_or_default());
+            plan.inherits_cookie = plan.after.is_some() && !self.one_in(4);
+            plan.config.syn_text_bytes = self.magnitude(usize::from(plan.config.mss) - 60);
         }
     }
 

@@ -56,14 +56,15 @@ impl Client {
     fn on_syn_ack(&mut self, i: usize, header: &TcpHeader) {
         let s = &mut self.subflows[i];
         let options = &header.options;
-        if s.syn_offered > 0 && !header.flags.intersects(TcpFlags::SYN | TcpFlags::RST) {
-            // The answer to what the SYN brought has overtaken the SYN/ACK.
+        // RFC 7413 §4.2: with all of what the SYN brought, a part of it (RFC 8684 Appendix B.3) or nothing.
+        let taken = header.ack.0.wrapping_sub(s.iss.wrapping_add(1));
+        let acknowledged =
+            header.flags.contains(TcpFlags::ACK) && u64::from(taken) <= s.syn_offered;
+        let overtakes = !header.flags.intersects(TcpFlags::SYN | TcpFlags::RST);
+        if overtakes && acknowledged && self.config.fast_open.is_some() {
+            // RFC 7413 §4.2.2: the answer to what the SYN brought has overtaken the SYN/ACK.
             return;
         }
-        let first = TcpSeq(s.iss) + 1;
-        let took_text = s.syn_offered > 0 && header.ack == first + s.syn_offered as usize;
-        let acknowledged =
-            header.flags.contains(TcpFlags::ACK) && (header.ack == first || took_text);
         if header.flags.contains(TcpFlags::RST) {
             if acknowledged {
                 s.state = State::Reset(options.mptcp.tcprst.map(|r| r.reason));
@@ -88,7 +89,7 @@ impl Client {
         let flags = header.flags.0 & !TcpFlags::ECE.0;
         assert_eq!(TcpFlags(flags), TcpFlags::SYN | TcpFlags::ACK);
         s.irs = header.seq.0;
-        s.syn_text = if took_text { s.syn_offered } else { 0 };
+        s.syn_text = taken.into();
         (s.rcv_nxt, s.snd_una) = (1, 1 + s.syn_text);
         s.snd_nxt = s.snd_una;
         if s.role == Role::Initial {
@@ -124,7 +125,7 @@ impl Client {
                 s.state = State::Open;
                 s.needs_ack = !self.config.quirks.no_pure_third_ack;
                 self.peer_edge = edge;
-                self.our_edge = self.window(i).1;
+                self.our_edge = self.our_edge.max(self.window(i).1);
                 match options.mptcp.capable {
                     Some(capable) => self.on_capable(capable),
                     None => self.mode = Mode::Tcp,

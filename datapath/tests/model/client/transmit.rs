@@ -521,7 +521,14 @@ impl Client {
         } else {
             s.irs.wrapping_add(s.rcv_nxt as u32)
         };
-        if !syn {
+        if syn {
+            // RFC 7323 §2.2: never scaled, and all that may come before our third ACK.
+            s.edge = s.edge.max(1 + u64::from(unscaled));
+            s.edge_max = s.edge_max.max(s.edge);
+            if s.role == Role::Initial {
+                self.our_edge = self.our_edge.max(unscaled.into());
+            }
+        } else {
             s.needs_ack = false;
             (s.unacked, s.ack_at) = (0, None);
             let offered = s.rcv_nxt + (u64::from(window) << s.our_scale);

@@ -111,9 +111,11 @@ impl Client {
         let Some(s) = self.subflows.iter_mut().rfind(find).filter(|s| s.alive()) else {
             return;
         };
-        let answers = header.flags.contains(TcpFlags::SYN) && header.ack == TcpSeq(s.iss) + 1;
+        let taken = header.ack.0.wrapping_sub(s.iss.wrapping_add(1));
+        let answers = header.flags.contains(TcpFlags::SYN) && u64::from(taken) <= s.syn_offered;
         if answers {
             s.born.get_or_insert(number);
+            s.answered_from = header.seq.0;
         } else if s.reused && s.born.is_none() {
             // Of the flow that was here before.
             return;
@@ -131,10 +133,15 @@ impl Client {
         s.repair.edge = s.repair.edge.max(ack + window);
         s.repair.cut |= cut;
         if segment.segment_len() > 0 {
-            s.repair.on_departure(
-                unwrap(s.irs, s.rcv_nxt, header.seq.0),
-                segment.segment_len() as u64,
-            );
+            // RFC 7413 §4.2.2: what follows a SYN/ACK leaves before the client has that.
+            let at = match s.state {
+                State::SynSent => unwrap(s.answered_from, 1, header.seq.0),
+                _ => unwrap(s.irs, s.rcv_nxt, header.seq.0),
+            };
+            s.repair.on_departure(at, segment.segment_len() as u64);
+        }
+        if self.mode == Mode::Handshake {
+            return;
         }
         if self.mode == Mode::Tcp {
             let options = &header.options.mptcp;
@@ -143,7 +150,7 @@ impl Client {
                 .is_some_and(|dss| dss.mapping.is_some_and(|m| m.len == 0));
             // RFC 8684 §3.7: what it sent before it could know is not held against it.
             let speaks = options.dss.is_some() || options.add_addr.is_some();
-            let knows = ack > 1 || self.config.quirks.no_options_after_syn;
+            let knows = ack > 1 + s.syn_text || self.config.quirks.no_options_after_syn;
             assert!(
                 options.is_empty() || infinite || (speaks && !knows),
                 "MPTCP options in plain TCP: {header:?}"
