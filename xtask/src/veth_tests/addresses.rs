@@ -13,6 +13,9 @@ use crate::topology::Family;
 const MIB: u64 = 1 << 20;
 /// A path that carried more than this carried data, and one that carried less only signals.
 const USED: u64 = 500_000;
+/// Where it matters who carries what: no path alone is enough for a client that takes all that comes, and
+/// what leaves one shows on the other.
+const NARROW: &str = "rate=60mbit delay=2ms queue=50ms";
 
 pub(super) fn cases() -> Vec<Case> {
     let ours = |name: &str, family, port, configure: fn(&mut Config)| {
@@ -46,7 +49,9 @@ pub(super) fn cases() -> Vec<Case> {
         }),
         Case::new("client_signals_and_removes", client_signals_and_removes),
         Case::new("client_removes_a_subflow", client_removes_a_subflow),
-        Case::new("client_changes_priorities", client_changes_priorities).limit_s(120),
+        Case::new("client_changes_priorities", client_changes_priorities)
+            .over(NARROW)
+            .limit_s(120),
         Case::new("client_fullmesh", |lab| {
             only_announced(lab)?;
             let client = &lab.topology.client;
@@ -59,7 +64,13 @@ pub(super) fn cases() -> Vec<Case> {
             same_counts(lab)
         })
         .configured(|config| announce(config, "address = \"10.9.2.2\"")),
-        Case::new("operator_changes_addresses", operator_changes_addresses).limit_s(120),
+        Case::new("operator_changes_addresses", operator_changes_addresses)
+            .over(NARROW)
+            .limit_s(120),
+        Case::new("initial_address_is_joined_again", initial_address_again).configured(|config| {
+            config.services[0].keys += "user_timeout_ms = 2000\n";
+            announce(config, "address = \"10.9.2.2\"");
+        }),
         Case::new("joins_to_the_initial_address_barred", |lab| {
             lab.download(Client::Mptcp, Family::V4, WEB, "64m")?;
             let status = lab.mpxd()?.status()?;
@@ -110,7 +121,8 @@ fn our_address_is_joined(lab: &mut Lab, family: Family, port: bool) -> Result<()
     lab.expect_mptcp(1)?;
     same_counts(lab)?;
     let status = lab.mpxd()?.status()?;
-    expect("ADD_ADDR echoed", status.counter("EchoAdd")?, 1)?;
+    // More if the client's kernel took its time.
+    at_least("ADD_ADDR echoed", status.counter("EchoAdd")?, 1)?;
     let joins = status.counter("MPJoinPortSynRx")?;
     expect("joins to another port", joins, port.into())
 }
@@ -152,10 +164,7 @@ fn client_changes_priorities(lab: &mut Lab) -> Result<(), String> {
     only_announced(lab)?;
     let client = &lab.topology.client;
     client.ip("mptcp endpoint add 10.9.2.1 dev c2 id 7 subflow\n")?;
-    let mut curl = lab
-        .fetch(Client::Mptcp, Family::V4, WEB, "256m")
-        .args(["--limit-rate", "20M"])
-        .spawn()?;
+    let mut curl = lab.fetch(Client::Mptcp, Family::V4, WEB, "256m").spawn()?;
     wait_for_bytes(lab, &mut curl, 8 * MIB)?;
     let mut seen = Vec::new();
     for (time, flag) in ["", "backup", "nobackup"].into_iter().enumerate() {
@@ -163,20 +172,15 @@ fn client_changes_priorities(lab: &mut Lab) -> Result<(), String> {
             let change = format!("mptcp endpoint change id 7 {flag}\n");
             lab.topology.client.ip(&change)?;
             wait_for_counter(lab, "MPPrioRx", time as u64)?;
-            // What was in the buffers of the path comes out.
-            sleep(Duration::from_millis(500));
         }
-        let carried = carried(lab, |_| {
-            sleep(Duration::from_secs(2));
-            Ok(())
-        })?;
-        seen.push(carried[1]);
+        seen.push(carried_in_a_second(lab)?);
     }
-    succeed(curl, Duration::from_secs(40))?;
+    succeed(curl, Duration::from_secs(60))?;
     lab.check_fetched("256m")?;
-    at_least("octets on the second path at first", seen[0], USED)?;
-    at_most("octets on the second path as a backup", seen[1], USED)?;
-    at_least("octets on the second path afterwards", seen[2], USED)?;
+    at_least("octets on the second path at first", seen[0][1], USED)?;
+    at_most("octets on the second path as a backup", seen[1][1], USED)?;
+    at_least("octets on the first path then", seen[1][0], USED)?;
+    at_least("octets on the second path afterwards", seen[2][1], USED)?;
     same_counts(lab)
 }
 
@@ -184,10 +188,7 @@ fn client_changes_priorities(lab: &mut Lab) -> Result<(), String> {
 /// is withdrawn.
 fn operator_changes_addresses(lab: &mut Lab) -> Result<(), String> {
     only_announced(lab)?;
-    let mut curl = lab
-        .fetch(Client::Mptcp, Family::V4, WEB, "256m")
-        .args(["--limit-rate", "20M"])
-        .spawn()?;
+    let mut curl = lab.fetch(Client::Mptcp, Family::V4, WEB, "256m").spawn()?;
     wait_for_bytes(lab, &mut curl, 8 * MIB)?;
     let announce = ["announce", "10.9.2.2", "--service", "web"];
     let said = lab.mpxd()?.address(&announce)?;
@@ -200,13 +201,10 @@ fn operator_changes_addresses(lab: &mut Lab) -> Result<(), String> {
         until(Duration::from_secs(5), "the client to take MP_PRIO", || {
             Ok(lab.client_counters()?.get("MPTcpExtMPPrioRx")? == prios)
         })?;
-        sleep(Duration::from_millis(500));
-        let carried = carried(lab, |_| {
-            sleep(Duration::from_secs(1));
-            Ok(())
-        })?;
-        if change == "backup" {
-            at_most("octets on the second path as a backup", carried[1], USED)?;
+        let carried = carried_in_a_second(lab)?;
+        match change {
+            "backup" => at_most("octets on the second path as a backup", carried[1], USED)?,
+            _ => at_least("octets on the second path afterwards", carried[1], USED)?,
         }
     }
     lab.mpxd()?.address(&["withdraw", "10.9.2.2"])?;
@@ -217,8 +215,35 @@ fn operator_changes_addresses(lab: &mut Lab) -> Result<(), String> {
     if !again.is_err_and(|error| error.contains("10.9.2.2 is not announced")) {
         return Err("what is withdrawn can be withdrawn once more".to_owned());
     }
-    succeed(curl, Duration::from_secs(40))?;
+    succeed(curl, Duration::from_secs(60))?;
     lab.check_fetched("256m")?;
+    same_counts(lab)
+}
+
+/// The initial subflow is given up, as nothing comes from there: once its path works again, the client is
+/// told of the address anew, by its ID 0, and comes back.
+fn initial_address_again(lab: &mut Lab) -> Result<(), String> {
+    only_announced(lab)?;
+    let mut curl = lab
+        .fetch(Client::Mptcp, Family::V4, WEB, "256m")
+        .args(["--limit-rate", "20M"])
+        .spawn()?;
+    wait_for_counter(lab, "MPJoinAckRx", 1)?;
+    wait_for_bytes(lab, &mut curl, 8 * MIB)?;
+    // The client hears on, and so it learns that the subflow is reset.
+    let rules = "table netdev cut {\n  chain out {\n    type filter hook egress device \"c1\" \
+                 priority 0\n    drop\n  }\n}\n";
+    let client = &lab.topology.client;
+    client.cmd("nft").args(["-f", "-"]).input(rules).run()?;
+    wait_for_counter(lab, "AddAddrAgain", 1)?;
+    let restore = ["delete", "table", "netdev", "cut"];
+    lab.topology.client.cmd("nft").args(restore).run()?;
+    wait_for_counter(lab, "MPJoinAckRx", 2)?;
+    let carried = carried(lab, |lab| {
+        succeed(curl, Duration::from_secs(40))?;
+        lab.check_fetched("256m")
+    })?;
+    at_least("octets on the first path afterwards", carried[0], 1)?;
     same_counts(lab)
 }
 
@@ -238,6 +263,15 @@ fn carried(
     let after = lab.octets()?;
     let paths = after.iter().zip(&before);
     Ok(paths.map(|(after, before)| after.0 - before.0).collect())
+}
+
+/// The same in a second, when what was in the buffers of the paths has come out.
+fn carried_in_a_second(lab: &Lab) -> Result<Vec<u64>, String> {
+    sleep(Duration::from_millis(500));
+    carried(lab, |_| {
+        sleep(Duration::from_secs(1));
+        Ok(())
+    })
 }
 
 pub(super) fn wait_for_counter(lab: &mut Lab, name: &str, least: u64) -> Result<(), String> {

@@ -24,8 +24,13 @@ const EVENTS: &[(&str, &str)] = &[
     ("MpxdMPJoinSynAckTx", "MPTcpExtMPJoinSynAckRx"),
     ("MPTcpExtMPJoinAckRx", "MPTcpExtMPJoinSynAckRx"),
     ("MPTcpExtAddAddr", "MPTcpExtAddAddrTx"),
+    ("MPTcpExtAddAddrTx", "MPTcpExtAddAddr"),
+    ("MPTcpExtEchoAdd", "MPTcpExtEchoAddTx"),
+    ("MPTcpExtEchoAddTx", "MPTcpExtEchoAdd"),
     ("MPTcpExtRmAddr", "MPTcpExtRmAddrTx"),
+    ("MPTcpExtRmAddrTx", "MPTcpExtRmAddr"),
     ("MPTcpExtMPPrioRx", "MPTcpExtMPPrioTx"),
+    ("MPTcpExtMPPrioTx", "MPTcpExtMPPrioRx"),
     ("MPTcpExtMPFailRx", "MPTcpExtMPFailTx"),
     ("MPTcpExtMPFailTx", "MPTcpExtMPFailRx"),
 ];
@@ -40,8 +45,13 @@ const HAPPENED: &[&str] = &[
     "MPTcpExtMPCapableSYNRX",
     "MPTcpExtMPJoinAckRx",
     "MPTcpExtAddAddr",
+    "MPTcpExtAddAddrTx",
+    "MPTcpExtEchoAdd",
+    "MPTcpExtEchoAddTx",
     "MPTcpExtRmAddr",
+    "MPTcpExtRmAddrTx",
     "MPTcpExtMPPrioRx",
+    "MPTcpExtMPPrioTx",
     "MPTcpExtMPFastcloseRx",
     "MPTcpExtMPFastcloseTx",
 ];
@@ -248,10 +258,20 @@ fn mixed_run(lab: &mut Lab) -> Result<(), String> {
     expect_count(lab, "MPTcpExtAddAddr", 1)?;
     ip(lab, "mptcp endpoint delete id 77\n")?;
     expect_count(lab, "MPTcpExtRmAddr", 1)?;
+    // And ours, with a subflow that the client opens for the first of them.
+    let ours = |lab: &mut Lab, change: &[&str]| lab.mpxd()?.address(change).map(drop);
+    ours(lab, &["announce", "10.9.2.2", "--service", "discard"])?;
+    expect_count(lab, "MPTcpExtMPJoinAckRx", 5)?;
+    ours(lab, &["backup", "10.9.1.2"])?;
+    expect_count(lab, "MPTcpExtMPPrioTx", 2)?;
+    ours(lab, &["regular", "10.9.1.2"])?;
+    expect_count(lab, "MPTcpExtMPPrioTx", 4)?;
+    ours(lab, &["withdraw", "10.9.2.2"])?;
+    expect_count(lab, "MPTcpExtRmAddrTx", 1)?;
     drop(talker);
     // Killed with something unread, a client says MP_FASTCLOSE.
     let reader = hold_with(lab, WEB, 0, Some("GET /8m HTTP/1.1\r\nHost: lab"))?;
-    expect_count(lab, "MPTcpExtMPJoinAckRx", 5)?;
+    expect_count(lab, "MPTcpExtMPJoinAckRx", 6)?;
     drop(reader);
     expect_count(lab, "MPTcpExtMPFastcloseRx", 1)
 }
