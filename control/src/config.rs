@@ -288,6 +288,7 @@ struct RawService {
     checksum: Option<bool>,
     joins: Option<Spanned<toml::Value>>,
     max_subflows: Option<Spanned<u64>>,
+    open_subflows: Option<Spanned<u64>>,
     deny_join_initial: Option<bool>,
     #[serde(default)]
     announce: Vec<Spanned<RawAnnounce>>,
@@ -423,6 +424,7 @@ const EXAMPLES: &[(&str, &str)] = &[
         "joins",
         "joins = \"any-port\", \"service-ports\" or [8080, 8443]",
     ),
+    ("open_subflows", "open_subflows = 1, or 0 to open none"),
     ("deny_join_initial", "deny_join_initial = false"),
     (
         "announce",
@@ -725,11 +727,15 @@ impl Source<'_> {
         let subflows_max = subflows_max
             .map(|value| self.number("service.max_subflows", Some(value), 0, 1..=SUBFLOWS_MAX))
             .transpose()?;
+        let open_subflows = raw.open_subflows.as_ref();
+        let open_subflows =
+            self.number("service.open_subflows", open_subflows, 0, 0..=SUBFLOWS_MAX)?;
         Ok(AddressPolicy {
             announce,
             join_rules: join_rules.collect::<Result<_, _>>()?,
             deny_join_initial: raw.deny_join_initial.unwrap_or(false),
             subflows_max: subflows_max.map(|subflows| subflows as usize),
+            open_subflows: open_subflows as usize,
         })
     }
 
@@ -1368,6 +1374,7 @@ listen = ["0.0.0.0:80", "10.9.1.2:80"]
 checksum = false
 joins = "service-ports"
 max_subflows = 32
+open_subflows = 3
 deny_join_initial = true
 proxy_protocol = "v2"
 congestion = "reno"
@@ -1468,6 +1475,7 @@ app = { kind = "echo" }
             ],
             deny_join_initial: true,
             subflows_max: Some(32),
+            open_subflows: 3,
         };
         assert_eq!(config.services[0].addresses, addresses);
         assert_eq!(config.services[0].congestion, Algorithm::Reno);
@@ -1544,6 +1552,17 @@ app = { kind = "echo" }
                 "\n[[interface]]\nname = \"s1\"",
                 "[limits]\nmax_subflows = 0\n[[interface]]\nname = \"s1\"",
                 "m.toml:2: limits.max_subflows: 0 is out of range; choose from 1 to 64",
+            ),
+            (
+                "name = \"web\"",
+                "name = \"web\"\nopen_subflows = 65",
+                "m.toml:10: service.open_subflows: 65 is out of range; choose from 0 to 64",
+            ),
+            (
+                "name = \"web\"",
+                "name = \"web\"\nopen_subflows = true",
+                "m.toml:10: service[0].open_subflows: invalid type: boolean `true`, expected u64; \
+                 write open_subflows = 1, or 0 to open none",
             ),
             (
                 "\n[[interface]]\nname = \"s1\"",

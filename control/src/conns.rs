@@ -178,17 +178,20 @@ fn subflow_details(conn: &Value, subflow: &Value) -> String {
         return details.0;
     }
     details.flag("tcp-ulp-mptcp", true);
-    // The letters of ss: M(P_CAPABLE) or J(oin) by the peer, its B(ackup) and ours (b), e(stablished).
+    // The letters of ss: M(P_CAPABLE) or J(oin) by the peer, join by us (j), its B(ackup) and ours (b),
+    // e(stablished).
+    let is = |key: &str| subflow[key] == true;
     let letters = [
-        ("M", "capable"),
-        ("J", "joined"),
-        ("B", "backup"),
-        ("b", "local_backup"),
-        ("e", "fully_established"),
+        ("M", is("capable")),
+        ("J", is("joined") && !is("opened_here")),
+        ("j", is("joined") && is("opened_here")),
+        ("B", is("backup")),
+        ("b", is("local_backup")),
+        ("e", is("fully_established")),
     ];
     let flags: String = letters
         .into_iter()
-        .filter(|(_, key)| subflow[key] == true)
+        .filter(|(_, set)| *set)
         .map(|(letter, _)| letter)
         .collect();
     details.value("flags", flags);
@@ -310,6 +313,7 @@ mod tests {
                 state: "ESTAB",
                 capable: multipath && index == 0,
                 joined: index > 0,
+                opened_here: false,
                 backup: index > 0,
                 local_backup: false,
                 fully_established: multipath,

@@ -17,6 +17,7 @@ mod observer;
 mod placement;
 mod preflight;
 mod proxy;
+mod routes;
 mod supervisor;
 
 use clap::Parser;

@@ -1,7 +1,7 @@
 //! Questions to the kernel over netlink.
 
 use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
     NetlinkPayload, NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
@@ -56,6 +56,14 @@ where
     messages.pop().ok_or(io::ErrorKind::UnexpectedEof.into())
 }
 
+/// Has the kernel do what `request` says, with more flags of the message.
+pub(crate) fn tell<T>(protocol: isize, request: T, flags: u16) -> io::Result<()>
+where
+    T: NetlinkSerializable + NetlinkDeserializable,
+{
+    ask(protocol, request, flags | NLM_F_ACK).map(drop)
+}
+
 fn ask<T>(protocol: isize, request: T, flags: u16) -> io::Result<Vec<T>>
 where
     T: NetlinkSerializable + NetlinkDeserializable,
@@ -82,6 +90,8 @@ where
                     return Err(io::Error::from_raw_os_error(-done.code));
                 }
                 NetlinkPayload::Done(_) => return Ok(messages),
+                // An error of number 0 says that it is done.
+                NetlinkPayload::Error(error) if error.code.is_none() => return Ok(messages),
                 NetlinkPayload::Error(error) => return Err(error.to_io()),
                 NetlinkPayload::InnerMessage(inner) => messages.push(inner),
                 _ => {}

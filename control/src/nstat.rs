@@ -10,7 +10,13 @@ use std::path::Path;
 const MIBS: &[(&str, &[&str])] = &[
     (
         "Tcp",
-        &["EstabResets", "OutRsts", "PassiveOpens", "RetransSegs"],
+        &[
+            "ActiveOpens",
+            "EstabResets",
+            "OutRsts",
+            "PassiveOpens",
+            "RetransSegs",
+        ],
     ),
     (
         "TcpExt",
@@ -87,8 +93,13 @@ const MIBS: &[(&str, &[&str])] = &[
             "MPJoinNoTokenFound",
             "MPJoinPortAckRx",
             "MPJoinPortSynRx",
+            "MPJoinPortSynAckRx",
             "MPJoinRejected",
+            "MPJoinSynAckBackupRx",
+            "MPJoinSynAckHMacFailure",
+            "MPJoinSynAckRx",
             "MPJoinSynRx",
+            "MPJoinSynTx",
             "MPPrioRx",
             "MPPrioTx",
             "MPRstRx",

@@ -11,6 +11,7 @@ use crate::observer::Observer;
 use crate::placement::{self, Placement};
 use crate::preflight::Plan;
 use crate::proxy::{Proxy, ProxyCounters};
+use crate::routes::{self, Question};
 use mpx_datapath::app::App;
 use mpx_datapath::app::builtin::{Discard, Echo, Source};
 use mpx_datapath::crypto::Secrets;
@@ -25,7 +26,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -63,14 +64,21 @@ pub(crate) fn run(config: Config, plan: Plan, placement: Placement) -> Result<()
                 .map_err(|error| error.to_string())?;
         }
     }
+    let routes = opens_subflows(config)
+        .then(|| answer_routes(&handles, plan))
+        .transpose()?;
     let (started, start) = mpsc::channel();
     let mut threads = Vec::new();
     for (index, port) in ports.into_iter().enumerate() {
         let (team, handles) = (Arc::clone(&team), handles.clone());
-        let (started, wake) = (started.clone(), wake.clone());
+        let (started, wake, routes) = (started.clone(), wake.clone(), routes.clone());
         let maps = xdp.flow_map().and_then(|flows| Ok((flows, xdp.sources()?)));
         let maps = maps.map_err(|error| error.to_string())?;
-        let body = move || work(&team, index, port, maps, &handles, &started, &wake);
+        let body = move || {
+            work(
+                &team, index, port, maps, routes, &handles, &started, &wake,
+            );
+        };
         let thread = thread::Builder::new().name(format!("worker-{index}"));
         threads.push(thread.spawn(body).map_err(no_thread)?);
     }
@@ -261,12 +269,30 @@ fn tell_all(workers: &[Handle], command: impl Fn() -> Command) {
     }
 }
 
+/// Whether a service opens subflows, to wherever its clients say.
+fn opens_subflows(config: &Config) -> bool {
+    let mut services = config.services.iter();
+    services.any(|service| service.addresses.open_subflows > 0)
+}
+
+/// Starts what answers the workers' questions for routes.
+fn answer_routes(handles: &[Handle], plan: &Plan) -> Result<SyncSender<Question>, String> {
+    let (ask, questions) = routes::questions();
+    let (handles, nics) = (handles.to_vec(), plan.nics.clone());
+    let body = move || routes::serve(&questions, &handles, &nics);
+    let thread = thread::Builder::new().name("routes".into());
+    thread.spawn(body).map_err(no_thread)?;
+    Ok(ask)
+}
+
 /// The body of a worker's thread.
+#[expect(clippy::too_many_arguments, reason = "all that it works with")]
 fn work(
     team: &Team,
     index: usize,
     port: XskPort,
     (flow_map, sources): (BpfFlowMap, BpfSources),
+    routes: Option<SyncSender<Question>>,
     handles: &[Handle],
     started: &Sender<Result<(), String>>,
     wake: &Sender<Event>,
@@ -286,6 +312,13 @@ fn work(
     engine.set_flow_map(Box::new(flow_map));
     engine.set_sources(Box::new(sources));
     let mut worker = Worker::new(port, engine, handles, index);
+    if let Some(routes) = routes {
+        // What finds no room is answered by the engine's patience.
+        let ask = move |to| {
+            let _ = routes.try_send(Question { worker: index, to });
+        };
+        worker.ask_routes(Box::new(ask));
+    }
     // If nobody waits any more, the main thread has an error of its own to report.
     if started.send(Ok(())).is_err() {
         return;
@@ -397,6 +430,7 @@ fn engine_config(team: &Team, index: usize) -> EngineConfig {
         challenge_acks_per_second_max: config.limits.max_challenge_acks_per_s,
         resets_per_second_max: config.limits.max_resets_per_s,
         announced: announce::announced(config, plan),
+        asks_routes: opens_subflows(config),
         ..EngineConfig::new(interfaces, services)
     }
 }

@@ -112,6 +112,8 @@ counters! {
     /// Windows that fell because the peer echoed a mark.
     ecn_window_falls => "EcnWindowFalls",
 
+    /// Subflows that we began to open.
+    active_opens => "ActiveOpens",
     passive_opens => "PassiveOpens",
     /// SYNs that opened their connection early (RFC 7413), those of them with a cookie that is about to
     /// expire, those whose cookie was not good, those that asked for one, and those that found too many
@@ -207,6 +209,20 @@ counters! {
     mp_join_port_ack_rx => "MPJoinPortAckRx",
     mp_join_ack_hmac_failure => "MPJoinAckHMacFailure",
     mp_join_ack_missing => "MPJoinAckMissing",
+    /// Joins of ours to addresses that clients announced, what became of them, and how many of the
+    /// answers came from another port than the initial subflow's.
+    mp_join_syn_tx => "MPJoinSynTx",
+    mp_join_syn_ack_rx => "MPJoinSynAckRx",
+    mp_join_syn_ack_backup_rx => "MPJoinSynAckBackupRx",
+    mp_join_port_syn_ack_rx => "MPJoinPortSynAckRx",
+    mp_join_syn_ack_hmac_failure => "MPJoinSynAckHMacFailure",
+    mp_join_syn_ack_missing => "MPJoinSynAckMissing",
+    /// Those that nobody answered: the SYN, or the third ACK.
+    join_timeouts => "MPJoinTimeouts",
+    /// Addresses of clients that were not tried: too many are for now, or there is no way to them that
+    /// address, rule, limits and flows in use leave.
+    join_attempts_limited => "MPJoinSynTxLimited",
+    join_attempts_refused => "MPJoinSynTxRefused",
     /// A join refused by policy, limit or the state of its connection.
     mp_join_rejected => "MPJoinRejected",
     /// Because too many of its source are pending.

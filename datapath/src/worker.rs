@@ -1,7 +1,9 @@
 //! One core's loop around an engine and a port. A turn is always in this order: inbox, frames in,
 //! timers, app work, frames out, flush. The clock is read once per turn.
 
-use crate::engine::{AddressChange, AddressStep, ConnectionPage, Engine, EngineReport, Message};
+use crate::engine::{
+    AddressChange, AddressStep, ConnectionPage, Engine, EngineReport, Message, Route,
+};
 use crate::mesh::{Inbox, Waker};
 use crate::metrics::Metrics;
 use crate::port::{FrameAccounts, IfaceId, Port, QueueStatistics};
@@ -9,6 +11,7 @@ use crate::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -55,6 +58,11 @@ pub enum Command {
     },
     /// Frames arrive from now on: tell the neighbours of the addresses that are ours alone.
     Announce,
+    /// The way to an address that the worker asked for; see [`Engine::on_route`].
+    Route {
+        to: IpAddr,
+        route: Option<Route>,
+    },
     /// Return from [`Worker::run`]: no other worker needs its queues any more.
     Stop,
 }
@@ -117,6 +125,7 @@ pub struct Worker<P: Port> {
     engine: Engine,
     mailbox: Handle,
     others: Vec<Handle>,
+    ask_route: Option<Box<dyn FnMut(IpAddr)>>,
     unsent_retry: Duration,
     drain_at: Option<Instant>,
     aborted_at: Option<Instant>,
@@ -132,11 +141,17 @@ impl<P: Port> Worker<P> {
             engine,
             mailbox: others.remove(index),
             others,
+            ask_route: None,
             unsent_retry: UNSENT_RETRY,
             drain_at: None,
             aborted_at: None,
             stopped: false,
         }
+    }
+
+    /// Has questions for the way to an address go to `ask`, to be answered by [`Command::Route`].
+    pub fn ask_routes(&mut self, ask: Box<dyn FnMut(IpAddr)>) {
+        self.ask_route = Some(ask);
     }
 
     /// Turns until told to stop. Once it has drained it says so; until it is stopped, its queues go on
@@ -183,6 +198,11 @@ impl<P: Port> Worker<P> {
         }
         engine.on_timeout(now);
         worked |= engine.poll_apps(now);
+        if let Some(ask) = &mut self.ask_route {
+            while let Some(to) = engine.poll_route_question() {
+                ask(to);
+            }
+        }
         for index in 0..self.port.interfaces() {
             let iface = IfaceId(index as u8);
             for _ in 0..TRANSMIT_BATCH {
@@ -240,6 +260,7 @@ impl<P: Port> Worker<P> {
                     break;
                 }
                 Command::Announce => self.engine.begin_announcing(now),
+                Command::Route { to, route } => self.engine.on_route(now, to, route),
                 Command::Stop => self.stopped = true,
             }
         }

@@ -18,6 +18,9 @@ pub struct EngineConfig {
     pub services: Vec<ServiceConfig>,
     /// What is announced on each interface, in their order; none by default.
     pub announced: Vec<Announced>,
+    /// Somebody answers [`super::Engine::poll_route_question`]. Without that, subflows that we open
+    /// leave where the address that they go to was announced from.
+    pub asks_routes: bool,
     /// Our number among `owners`: `server_id * workers + worker`. Tokens and TSvals carry it.
     pub owner: u32,
     /// Servers times workers.
@@ -54,7 +57,8 @@ pub struct EngineConfig {
     pub time_wait_max: usize,
     /// Retransmissions of one segment before its subflow is given up.
     pub retries_max: u32,
-    pub syn_ack_retries_max: u32,
+    /// The same of a SYN, a SYN/ACK or the third ACK of a join.
+    pub handshake_retries_max: u32,
     /// Challenge ACKs of this worker (RFC 5961 §7), all flows together.
     pub challenge_acks_per_second_max: u32,
     /// RSTs of this worker for segments of no known flow.
@@ -68,6 +72,7 @@ impl EngineConfig {
             interfaces,
             services,
             announced: Vec::new(),
+            asks_routes: false,
             owner: 0,
             owners: 1,
             owner_bits: 8,
@@ -87,7 +92,7 @@ impl EngineConfig {
             time_wait: Duration::from_secs(60),
             time_wait_max: 65_536,
             retries_max: 10,
-            syn_ack_retries_max: 5,
+            handshake_retries_max: 5,
             challenge_acks_per_second_max: 1_000,
             resets_per_second_max: 10_000,
         }

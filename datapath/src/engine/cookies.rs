@@ -13,14 +13,15 @@
 use super::Engine;
 use super::flow::FlowKey;
 use super::keys::LocalKey;
-use super::listen::{MSS_MIN, Offer};
 use super::open::{CONNECTION_BYTES, Capable, CapableAsked, Opening};
 use crate::crypto::{Key, Secrets, SynFacts};
 use crate::mptcp::Version;
 use crate::mptcp::data::window_shift;
+use crate::mptcp::subflow::MSS_MIN;
 use crate::port::IfaceId;
 use crate::seq::TcpSeq;
 use crate::tcp::ecn::Ecn;
+use crate::tcp::offer::Offer;
 use crate::time::{Duration, Instant};
 use crate::wire::frame::Segment;
 use crate::wire::mptcp::{CapableContent, MpCapable};

@@ -2,12 +2,14 @@
 
 use super::Engine;
 use super::flow::{FlowEntry, FlowKey};
-use super::listen::Offer;
+use super::listen::Ends;
 use crate::mptcp::close::{RST_MPTCP_SPECIFIC, RST_NO_RESOURCES, RST_PROHIBITED};
 use crate::mptcp::subflow::SUBFLOW_BYTES;
 use crate::mptcp::{Handshake, Mode, Version};
 use crate::port::IfaceId;
 use crate::seq::TcpSeq;
+use crate::tcp::State;
+use crate::tcp::offer::Offer;
 use crate::time::Instant;
 use crate::wire::frame::Segment;
 use crate::wire::mptcp::{MpJoin, MpTcprst};
@@ -111,7 +113,8 @@ impl Engine {
             remote_nonce: nonce,
         };
         let offer = Offer::of_syn(segment, self.services[service].config.ecn);
-        let mut subflow = self.new_subflow(now, iface, segment, service, &offer, handshake, iss);
+        let (ends, state) = (Ends::of_answer(iface, segment), State::SynReceived);
+        let mut subflow = self.new_subflow(now, &ends, state, service, &offer, handshake, iss);
         let connection = &mut self.connections[index];
         connection.set_allowance(self.memory.allowance());
         connection.joined = true;

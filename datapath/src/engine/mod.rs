@@ -4,6 +4,7 @@
 //! `on_frame`, `on_timeout`, `poll_apps`, `poll_transmit`, `next_timeout` are all there is. Network
 //! input never fails: what is not handled is counted in [`Metrics`].
 
+mod active_open;
 mod config;
 mod conn;
 mod cookies;
@@ -26,8 +27,10 @@ mod stranded;
 mod time_wait;
 
 pub use crate::mptcp::Versions;
+pub use crate::mptcp::address::FirstHop;
 pub use crate::mptcp::connection::Buffers;
 pub use crate::mptcp::fallback::Fallback;
+pub use active_open::Route;
 pub use config::{Closing, EngineConfig, InterfaceConfig, JoinPolicy, Patience, ServiceConfig};
 pub use conn::{Conn, ConnId, Conns};
 pub use keys::{KeyPool, LocalKey};
@@ -55,6 +58,7 @@ use crate::wire::ParseError;
 use crate::wire::frame::{self, Link, Segment};
 use crate::wire::neighbor::NeighborAnswer;
 use crate::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
+use active_open::ActiveOpens;
 use fallbacks::Fallbacks;
 use flow::{FlowEntry, FlowKey, FlowTable};
 use keys::keys_ahead;
@@ -142,6 +146,7 @@ pub struct Engine {
     flow_lookup_limit: RateLimit,
     proven_sources: ProvenSources,
     mesh: Mesh,
+    active_opens: ActiveOpens,
     fallbacks: Fallbacks,
     pub metrics: Metrics,
 }
@@ -209,6 +214,7 @@ impl Engine {
             neighbors: Neighbors::new(now, &config),
             flow_lookup_limit: RateLimit::new(config.steering.flow_lookups_per_second_max),
             mesh: Mesh::new(&config),
+            active_opens: ActiveOpens::new(),
             fallbacks: Fallbacks::default(),
             metrics: Metrics::default(),
             config,
@@ -281,8 +287,12 @@ impl Engine {
                 }
                 if opened {
                     self.proven_sources.prove(now, segment.src);
-                    if !self.connections[index].is_initial(subflow as usize) {
+                    let connection = &self.connections[index];
+                    let initial = connection.is_initial(subflow as usize);
+                    if !initial && !connection.is_opened_here(subflow as usize) {
                         self.join_limit.give_back(segment.src);
+                    }
+                    if !initial {
                         self.confirm_flow(&key);
                     }
                 }
@@ -319,6 +329,7 @@ impl Engine {
         }
         self.expired = expired;
         self.announce_neighbors(now);
+        self.open_without_route(now);
         while let Some(flow) = self.time_wait.pop_expired(now) {
             self.forget_steered(flow);
         }
@@ -326,11 +337,11 @@ impl Engine {
 
     /// When `on_timeout` is wanted next.
     pub fn next_timeout(&self) -> Option<Instant> {
-        let neighbors = self.neighbors.next_at();
         [
             self.wheel.next_expiry(),
             self.time_wait.next_expiry(),
-            neighbors,
+            self.neighbors.next_at(),
+            self.active_opens.next_at(),
         ]
         .into_iter()
         .flatten()
@@ -469,9 +480,10 @@ impl Engine {
     /// After anything that touched a connection, within its allowance: tells its app, ends what has
     /// ended, charges it for what it holds, and enters what is left to do in the queues and the wheel.
     fn settle(&mut self, index: usize, now: Instant, in_place: &[u8]) {
-        let connection = &mut self.connections[index];
         // First: it makes room for what the app writes.
-        connection.after_progress(now);
+        self.connections[index].after_progress(now);
+        self.open_subflows(index, now);
+        let connection = &mut self.connections[index];
         let service = &mut self.services[connection.service];
         if connection.fast_open_pending && connection.is_acknowledged() {
             connection.fast_open_pending = false;

@@ -2,7 +2,7 @@
 
 use super::flow::{FlowEntry, FlowKey};
 use super::keys::LocalKey;
-use super::listen::Offer;
+use super::listen::Ends;
 use super::{ConnId, Engine, cookies};
 use crate::memory::{RECEIVE_RESERVE_BYTES, SEND_RESERVE_BYTES};
 use crate::mptcp::connection::{Connection, Settings};
@@ -10,6 +10,8 @@ use crate::mptcp::subflow::SUBFLOW_BYTES;
 use crate::mptcp::{Handshake, Mode, Version};
 use crate::port::IfaceId;
 use crate::seq::{DataSeq, TcpSeq};
+use crate::tcp::State;
+use crate::tcp::offer::Offer;
 use crate::time::Instant;
 use crate::wire::frame::Segment;
 use crate::wire::mptcp::MpCapable;
@@ -169,9 +171,10 @@ impl Engine {
             subflows_max: policy
                 .subflows_max
                 .unwrap_or(self.config.subflows_per_connection_max),
+            subflows_opened_max: policy.open_subflows,
             deny_join_initial: policy.deny_join_initial,
             retries_max: self.config.retries_max,
-            syn_ack_retries_max: self.config.syn_ack_retries_max,
+            handshake_retries_max: self.config.handshake_retries_max,
             patience: config.patience,
             closing: config.closing,
         };
@@ -185,6 +188,8 @@ impl Engine {
             connection.local_key = key.key;
             connection.token = key.token;
             connection.local_idsn = DataSeq(key.idsn);
+            connection.remote_denies_join =
+                asked.version == Version::V1 && asked.flags & MpCapable::FLAG_NO_MORE_SUBFLOWS != 0;
             // RFC 8684 §3.1: checksums are used if either side asks for them.
             connection.checksum = config.checksum || asked.flags & MpCapable::FLAG_CHECKSUM != 0;
             for address in policy.announced_to(remote.ip(), local) {
@@ -192,7 +197,8 @@ impl Engine {
             }
             self.tokens.insert(key.token, id.index);
         }
-        let subflow = self.new_subflow(now, iface, segment, service, &offer, handshake, iss);
+        let (ends, state) = (Ends::of_answer(iface, segment), State::SynReceived);
+        let subflow = self.new_subflow(now, &ends, state, service, &offer, handshake, iss);
         let subflow = connection.add_subflow(subflow) as u32;
         self.connections.insert(connection);
         self.memory.open();

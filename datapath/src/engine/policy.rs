@@ -18,6 +18,9 @@ pub struct AddressPolicy {
     pub deny_join_initial: bool,
     /// In place of the engine's [`super::EngineConfig::subflows_per_connection_max`].
     pub subflows_max: Option<usize>,
+    /// Subflows of a connection that we open ourselves, to addresses that the client announces; 0 is
+    /// none, ever.
+    pub open_subflows: usize,
 }
 
 /// An address to announce to clients, bound here or not.

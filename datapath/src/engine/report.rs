@@ -139,6 +139,8 @@ pub struct SubflowReport {
     /// By MP_CAPABLE or by MP_JOIN; neither for TCP.
     pub capable: bool,
     pub joined: bool,
+    /// By us, not by the peer.
+    pub opened_here: bool,
     /// To be used when nothing else works, as the peer asked or as we did (RFC 8684 §3.3.8).
     pub backup: bool,
     pub local_backup: bool,
@@ -288,7 +290,7 @@ fn state(c: &Connection) -> &'static str {
 
 fn subflow(now: Instant, s: &Subflow) -> SubflowReport {
     let flight = s.tx.flight_segments();
-    let open = s.state != State::SynReceived;
+    let open = !s.state.is_opening();
     let (capable, joined) = match s.handshake {
         Handshake::Tcp => (false, false),
         Handshake::Capable => (true, false),
@@ -301,6 +303,7 @@ fn subflow(now: Instant, s: &Subflow) -> SubflowReport {
         state: s.state.name(),
         capable,
         joined,
+        opened_here: s.opened_here,
         backup: s.backup,
         local_backup: s.local_backup,
         fully_established: open && (joined || (capable && s.spoken)),

@@ -198,6 +198,13 @@ impl Engine {
         false
     }
 
+    /// The same for a flow that begins with a SYN of ours, whose number is `iss`. Where the NIC names
+    /// homes, nothing has come yet that tells this one's.
+    pub(super) fn steer_own_flow(&mut self, key: FlowKey, iss: TcpSeq) -> bool {
+        self.mesh.queue_home = None;
+        self.steer_flow(key, Some(iss + 1))
+    }
+
     /// A flow is over, without TIME-WAIT.
     pub(super) fn forget_flow(&mut self, key: &FlowKey) {
         self.flows.remove(key);

@@ -1,8 +1,10 @@
 //! The addresses of both ends beside those of the initial subflow (RFC 8684 §3.4): what we announce
 //! until it is echoed, what the peer announced, and which IDs ours have.
 
+use crate::port::IfaceId;
 use crate::tcp::rtt::RTO_MAX;
 use crate::time::{Duration, Instant};
+use crate::wire::frame::Link;
 use crate::wire::mptcp::{AddAddr, AddAddrForm, RemoveAddr};
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +23,9 @@ pub const AGAIN_MAX: u32 = 6;
 pub const AGAIN_FORGOTTEN: Duration = Duration::from_secs(600);
 /// Addresses of the peer that are kept.
 pub const REMOTE_MAX: usize = 8;
+/// Subflows of ours that came to nothing, after which a connection is not tried any more: whoever names
+/// addresses may name those of others (RFC 8684 §5).
+pub const FAILURES_MAX: u8 = 8;
 /// Echoes that may wait to be sent. The peer repeats what finds no room.
 const ECHOES_MAX: usize = 8;
 
@@ -48,6 +53,24 @@ pub enum Learned {
     Kept,
     /// It is of no use, there is no room, or its ID is that of another address.
     Refused,
+}
+
+/// How a frame leaves: by which interface, from which station to which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FirstHop {
+    pub iface: IfaceId,
+    pub link: Link,
+}
+
+/// An address of the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteAddress {
+    pub id: u8,
+    pub address: SocketAddr,
+    /// Its announcement had a port, which need not be that of a subflow.
+    pub names_port: bool,
+    /// Back to where that came from.
+    pub told_by: FirstHop,
 }
 
 #[derive(Debug)]
@@ -82,8 +105,9 @@ pub struct Addresses {
     announced: Vec<Announcement>,
     /// IDs of addresses that peers joined without having been told of them.
     found: Vec<(IpAddr, u8)>,
-    /// RFC 8684 §3.4.1: what the peer announced, soft state.
-    remote: Vec<(u8, SocketAddr)>,
+    /// RFC 8684 §3.4.1: what the peer announced, soft state, and whether it has not been tried since.
+    remote: Vec<(RemoteAddress, bool)>,
+    failures: u8,
     echoes: VecDeque<AddAddr>,
     removals: Vec<u8>,
 }
@@ -147,32 +171,58 @@ impl Addresses {
     }
 
     /// Takes in an address that the peer announced with a valid HMAC.
-    pub fn learn(&mut self, id: u8, address: SocketAddr) -> Learned {
-        let ip = address.ip();
-        let unusable = ip.is_unspecified() || ip.is_loopback() || ip.is_multicast();
-        if id == INITIAL_ID || unusable || address.port() == 0 {
+    pub fn learn(&mut self, remote: RemoteAddress) -> Learned {
+        let RemoteAddress { id, address, .. } = remote;
+        if id == INITIAL_ID || !is_usable(address.ip()) || address.port() == 0 {
             return Learned::Refused;
         }
         let room = self.remote.len() < REMOTE_MAX;
-        match self.remote.iter_mut().find(|(known, _)| *known == id) {
-            // RFC 8684 §3.4.1: refreshed, maybe with another port; to get another address an ID has
-            // to be removed first.
-            Some((_, known)) if known.ip() == ip => *known = address,
-            None if room => self.remote.push((id, address)),
+        match self.remote.iter_mut().find(|(known, _)| known.id == id) {
+            // RFC 8684 §3.4.1: refreshed, maybe with another port; either asks for another attempt. To
+            // get another address an ID has to be removed first.
+            Some(known) if known.0.address.ip() == address.ip() => *known = (remote, true),
+            None if room => self.remote.push((remote, true)),
             _ => return Learned::Refused,
         }
         Learned::Kept
     }
 
-    /// What the peer announced and has not removed.
-    pub fn remote(&self) -> &[(u8, SocketAddr)] {
-        &self.remote
+    /// How many addresses the peer announced and has not removed.
+    pub fn remote_count(&self) -> usize {
+        self.remote.len()
+    }
+
+    /// Whether the peer still has this address under this ID.
+    pub fn is_known(&self, remote: &RemoteAddress) -> bool {
+        let same = |known: &RemoteAddress| known.id == remote.id && known.address == remote.address;
+        self.remote.iter().any(|(known, _)| same(known))
+    }
+
+    pub fn has_untried(&self) -> bool {
+        self.remote.iter().any(|(_, untried)| *untried)
+    }
+
+    /// The first address that no subflow was tried to since it was announced; it counts as tried.
+    pub fn take_untried(&mut self) -> Option<RemoteAddress> {
+        let (remote, untried) = self.remote.iter_mut().find(|(_, untried)| *untried)?;
+        *untried = false;
+        Some(*remote)
+    }
+
+    /// A subflow of ours came to nothing.
+    pub fn on_unreachable(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// So often that no more are tried.
+    pub fn are_unreachable(&self) -> bool {
+        self.failures >= FAILURES_MAX
     }
 
     /// The peer removed an address. Returns whether it had announced it.
     pub fn forget(&mut self, id: u8) -> bool {
         let before = self.remote.len();
-        self.remote.retain(|(known, _)| *known != id);
+        self.remote.retain(|(known, _)| known.id != id);
         self.remote.len() < before
     }
 
@@ -320,6 +370,16 @@ impl Addresses {
     }
 }
 
+/// Whether a subflow could be opened to this address from another host. Link-local addresses of IPv6
+/// mean nothing without their link, mapped ones are IPv4's.
+fn is_usable(address: IpAddr) -> bool {
+    let of_family = match address {
+        IpAddr::V4(v4) => !v4.is_broadcast(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local() && v6.to_ipv4_mapped().is_none(),
+    };
+    of_family && !address.is_unspecified() && !address.is_loopback() && !address.is_multicast()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -331,6 +391,18 @@ mod tests {
             id,
             announced: announced.parse().expect("an address"),
             local: local.parse().expect("an address"),
+        }
+    }
+
+    fn remote(id: u8, address: &str) -> RemoteAddress {
+        RemoteAddress {
+            id,
+            address: address.parse().expect("an address"),
+            names_port: true,
+            told_by: FirstHop {
+                iface: IfaceId(0),
+                link: Link::default(),
+            },
         }
     }
 
@@ -460,15 +532,22 @@ mod tests {
     #[test]
     fn what_the_peer_announces_is_kept_within_limits() {
         let mut addresses = Addresses::default();
-        let mut learn = |id, address: &str| {
-            let address = address.parse().expect("an address");
-            addresses.learn(id, address)
-        };
+        let mut learn = |id, address: &str| addresses.learn(remote(id, address));
         assert_eq!(learn(1, "10.0.0.1:5000"), Learned::Kept);
         assert_eq!(learn(1, "10.0.0.1:5001"), Learned::Kept);
         assert_eq!(learn(1, "10.0.0.2:5000"), Learned::Refused);
-        for useless in ["0.0.0.0:1", "127.0.0.1:1", "[ff02::1]:1", "10.0.0.9:0"] {
-            assert_eq!(learn(2, useless), Learned::Refused);
+        for useless in [
+            "0.0.0.0:1",
+            "127.0.0.1:1",
+            "224.0.0.1:1",
+            "255.255.255.255:1",
+            "[ff02::1]:1",
+            "[::]:1",
+            "[fe80::1]:1",
+            "[::ffff:10.0.0.9]:1",
+            "10.0.0.9:0",
+        ] {
+            assert_eq!(learn(2, useless), Learned::Refused, "{useless}");
         }
         assert_eq!(learn(INITIAL_ID, "10.0.0.3:1"), Learned::Refused);
         for id in 2..=REMOTE_MAX as u8 {
@@ -477,9 +556,26 @@ mod tests {
         assert_eq!(learn(100, "10.0.0.4:1"), Learned::Refused, "one too many");
         assert!(!addresses.forget(100));
         assert!(addresses.forget(1));
-        let again = "10.0.0.2:5000".parse().expect("an address");
-        assert_eq!(addresses.learn(1, again), Learned::Kept);
-        assert_eq!(addresses.remote().len(), REMOTE_MAX);
+        assert_eq!(addresses.learn(remote(1, "10.0.0.2:5000")), Learned::Kept);
+        assert_eq!(addresses.remote_count(), REMOTE_MAX);
+    }
+
+    // RFC 8684 §3.4.1: an address is tried once, and again when it is announced again or has another
+    // port.
+    #[test]
+    fn every_announcement_asks_for_one_attempt() {
+        let mut addresses = Addresses::default();
+        for address in ["10.0.0.1:1", "10.0.0.1:1", "10.0.0.1:2"] {
+            addresses.learn(remote(1, address));
+            assert_eq!(addresses.take_untried(), Some(remote(1, address)));
+            assert_eq!(addresses.take_untried(), None);
+        }
+        addresses.learn(remote(1, "10.0.0.2:1"));
+        assert!(!addresses.has_untried(), "its ID is that of another one");
+        assert!(addresses.is_known(&remote(1, "10.0.0.1:2")));
+        assert!(!addresses.is_known(&remote(1, "10.0.0.1:1")));
+        addresses.forget(1);
+        assert!(!addresses.is_known(&remote(1, "10.0.0.1:2")));
     }
 
     #[test]

@@ -221,6 +221,9 @@ impl Connection {
 
     fn retire(&mut self, index: usize, time_wait: Option<TimeWaitState>) {
         if let Some(subflow) = self.subflows.try_remove(index) {
+            if subflow.is_being_opened() {
+                self.addresses.on_unreachable();
+            }
             self.retired.push(Retired {
                 local: subflow.local,
                 remote: subflow.remote,
@@ -290,6 +293,9 @@ impl Connection {
                 true => ClosedFirst::Both,
             });
         }
+        if self.mode == Mode::Tcp {
+            self.abandon_openings();
+        }
         match self.mode {
             Mode::Tcp if self.streams_closed() => {
                 self.end.get_or_insert(End::Finished);
@@ -341,7 +347,7 @@ impl Connection {
         }
         let due = self.fins == Fins::Due;
         for (_, subflow) in &mut self.subflows {
-            if subflow.state == State::SynReceived {
+            if subflow.state.is_opening() {
                 // A join that is under way comes too late, if it comes at all.
                 let reset = Reset::with_reason(RST_MPTCP_SPECIFIC);
                 subflow.reset.get_or_insert(reset);

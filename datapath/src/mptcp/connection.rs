@@ -37,11 +37,14 @@ pub enum Mode {
 pub struct Settings {
     pub buffers: Buffers,
     pub subflows_max: usize,
+    /// Of those, how many we may open at a time.
+    pub subflows_opened_max: usize,
     /// C of our MP_CAPABLE: no joins to the address and port of the initial subflow (RFC 8684 §3.1).
     pub deny_join_initial: bool,
     /// Retransmissions of one segment before the subflow is given up.
     pub retries_max: u32,
-    pub syn_ack_retries_max: u32,
+    /// The same of what opens it.
+    pub handshake_retries_max: u32,
     pub patience: Patience,
     pub closing: Closing,
 }
@@ -141,8 +144,10 @@ pub struct Connection {
     /// After a fallback: what the peer's data sequence numbers are ahead of relative ones, low half.
     pub rcv_base: Option<u32>,
     pub subflows: Slab<Subflow>,
-    /// A subflow beside the initial one was ever taken in.
+    /// A subflow beside the initial one was ever taken in, or its peer found.
     pub joined: bool,
+    /// C of the peer's MP_CAPABLE: no subflow of ours to its initial address and port (RFC 8684 §3.1).
+    pub remote_denies_join: bool,
     pub addresses: Addresses,
     pub rcv: DataReceiver,
     pub snd: DataSender,
@@ -214,6 +219,7 @@ impl Connection {
             rcv_base: None,
             subflows: Slab::with_capacity(1),
             joined: false,
+            remote_denies_join: false,
             addresses: Addresses::default(),
             rcv: DataReceiver::new(
                 settings.buffers.receive_initial_bytes,
@@ -255,9 +261,7 @@ impl Connection {
 
     /// The handshake of a subflow is over: the client is where it says.
     pub fn is_acknowledged(&self) -> bool {
-        self.subflows
-            .iter()
-            .any(|(_, s)| s.state != State::SynReceived)
+        self.subflows.iter().any(|(_, s)| !s.state.is_opening())
     }
 
     /// Nothing is left of it.
@@ -281,9 +285,8 @@ impl Connection {
     /// The subflow to send a window update on, if that is worth a segment
     /// (RFC 9293 §3.8.6.2.2): the one that filled the window, or else any.
     pub fn window_update_due(&self) -> Option<usize> {
-        let open = |s: &Subflow| s.state != State::SynReceived && s.reset.is_none();
         let index = match self.subflows.get(self.last_received_on) {
-            Some(subflow) if open(subflow) => self.last_received_on,
+            Some(subflow) if subflow.is_open() => self.last_received_on,
             _ => self.signal_subflow()?,
         };
         // What a window field can say: without scaling it falls short of a large buffer.
@@ -462,10 +465,8 @@ impl Connection {
     fn keepalive_at(&self, index: usize) -> Option<Instant> {
         let idle = self.settings.patience.keepalive?;
         let subflow = self.subflows.get(index)?;
-        let quiet = subflow.state != State::SynReceived
-            && subflow.reset.is_none()
-            && subflow.tx.flight_is_empty()
-            && subflow.persist_at.is_none();
+        let quiet =
+            subflow.is_open() && subflow.tx.flight_is_empty() && subflow.persist_at.is_none();
         quiet.then(|| match subflow.keepalive_probes {
             0 => subflow.last_received_at + idle,
             _ => subflow.keepalive_probe_at + self.settings.patience.keepalive_interval,
@@ -501,17 +502,9 @@ impl Connection {
         now: Instant,
         metrics: &mut crate::metrics::Metrics,
     ) {
-        let syn_ack_retries_max = self.settings.syn_ack_retries_max;
         let subflow = &mut self.subflows[index];
-        if subflow.state == State::SynReceived {
-            subflow.tx.rtt.on_timeout();
-            if subflow.tx.rtt.backoff() > syn_ack_retries_max {
-                metrics.syn_ack_timeouts += 1;
-                self.drop_subflow(index, End::TimedOut);
-            } else {
-                subflow.tx.rto_at = None;
-                subflow.syn_ack_due = true;
-            }
+        if subflow.state.is_opening() {
+            self.on_handshake_timeout(index, metrics);
             return;
         }
         if subflow.tx.flight_is_empty() {
@@ -539,6 +532,28 @@ impl Connection {
         } else if others {
             // RFC 8684 §3.3.6: what is stuck here may go elsewhere.
             self.reinject_flight(index);
+        }
+    }
+
+    /// What opens a subflow was not answered (RFC 6298 §5, RFC 8684 §3.2 for the third ACK of a join).
+    fn on_handshake_timeout(&mut self, index: usize, metrics: &mut crate::metrics::Metrics) {
+        let retries_max = self.settings.handshake_retries_max;
+        let subflow = &mut self.subflows[index];
+        subflow.tx.rtt.on_timeout();
+        if subflow.tx.rtt.backoff() <= retries_max {
+            subflow.tx.rto_at = None;
+            subflow.handshake_due = true;
+            return;
+        }
+        match subflow.state {
+            State::SynReceived => metrics.syn_ack_timeouts += 1,
+            _ => metrics.join_timeouts += 1,
+        }
+        if subflow.state == State::PreEstablished {
+            // The peer may have it open.
+            self.reset_subflow(index, RST_PERFORMANCE);
+        } else {
+            self.drop_subflow(index, End::TimedOut);
         }
     }
 
@@ -578,20 +593,25 @@ impl Connection {
         self.subflows.iter().all(|(_, s)| s.reset.is_some())
     }
 
-    /// Adds a subflow in SYN-RECEIVED and returns its index.
+    /// Adds a subflow whose handshake begins and returns its index.
     pub fn add_subflow(&mut self, subflow: Subflow) -> usize {
         self.subflows.insert(subflow)
     }
 
-    /// Whether the third ACK of subflow `index` has not come.
+    /// Whether the handshake of subflow `index` is not over.
     pub fn is_opening(&self, index: usize) -> bool {
         let subflow = self.subflows.get(index);
-        subflow.is_some_and(|s| s.state == State::SynReceived)
+        subflow.is_some_and(|s| s.state.is_opening())
     }
 
     /// Whether subflow `index` is the one that opened the connection.
     pub fn is_initial(&self, index: usize) -> bool {
         self.subflows.get(index).is_some_and(|s| s.initial)
+    }
+
+    /// Whether we sent the first SYN of subflow `index`.
+    pub fn is_opened_here(&self, index: usize) -> bool {
+        self.subflows.get(index).is_some_and(|s| s.opened_here)
     }
 
     /// Whether the handshake of subflow `index` is over.

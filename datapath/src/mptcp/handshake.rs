@@ -133,8 +133,8 @@ impl Connection {
             subflow.tx.on_handshake_done(segment.tcp.seq, window);
         }
         // RFC 6298 §3: a SYN/ACK sent more than once gives no sample.
-        if subflow.syn_ack_transmissions == 1
-            && let Some(sent_at) = subflow.syn_ack_sent_at
+        if subflow.handshake_transmissions == 1
+            && let Some(sent_at) = subflow.handshake_sent_at
         {
             subflow.tx.rtt.on_sample(now, now.since(sent_at));
         }

@@ -7,6 +7,7 @@
 //! writes frames, for which [`path_mtu`] finds the size; [`fallback`] makes plain TCP of it, `survival` bears
 //! that it has no subflow, and [`close`] ends things.
 
+mod active_open;
 pub mod address;
 pub mod autotune;
 pub mod close;

@@ -44,6 +44,10 @@ impl Connection {
             self.on_fastclose_answer(index, segment, metrics);
             return received;
         }
+        if self.subflows[index].state == State::SynSent {
+            received.answer_reset = self.on_syn_sent_segment(index, now, iface, segment, metrics);
+            return received;
+        }
         if !self.passes_checks(index, now, iface, segment, metrics, &mut received) {
             return received;
         }
@@ -63,6 +67,13 @@ impl Connection {
             return received;
         }
         let subflow = &mut self.subflows[index];
+        if subflow.state == State::PreEstablished {
+            if segment.tcp.ack != subflow.tx.snd_nxt {
+                // From before our SYN: it says nothing of our third ACK.
+                return received;
+            }
+            subflow.on_fourth_ack();
+        }
         // Answers go to where the last valid segment came from.
         subflow.iface = iface;
         subflow.link = segment.link.reversed();
@@ -167,16 +178,18 @@ impl Connection {
     ) {
         let header = &segment.tcp;
         let subflow = &mut self.subflows[index];
-        let again = subflow.state == State::SynReceived
-            && !header.flags.contains(TcpFlags::ACK)
-            && header.seq == subflow.rx.irs;
-        if !again {
+        let again = subflow.state == State::SynReceived && header.seq == subflow.rx.irs;
+        let acknowledges = header.flags.contains(TcpFlags::ACK);
+        if again && subflow.opened_here && acknowledges && header.ack == subflow.tx.snd_nxt {
+            // Both SYNs crossed, and so do their answers.
+            self.on_syn_ack(index, now, iface, segment, metrics);
+        } else if !again || acknowledges {
             // RFC 5961 §4.2: challenged whatever its number, never obeyed. RFC 9293 §3.10.7.4 lets a
             // half-open connection go at that; a client that means it answers our ACK with a RST.
             self.challenge(index, now, metrics, received);
         } else if subflow.may_answer_invalid(now) {
             // A retransmitted SYN gets the same SYN/ACK again: same key, same nonce.
-            subflow.syn_ack_due = true;
+            subflow.handshake_due = true;
             subflow.ecn.on_repeated_syn(header.flags);
             subflow.iface = iface;
             subflow.link = segment.link.reversed();
@@ -225,12 +238,13 @@ impl Connection {
         }
     }
 
-    /// An ACK of what has come so far leaves on this subflow; in SYN-RECEIVED that is the SYN/ACK.
+    /// An ACK of what has come so far leaves on this subflow; before it is open that is what its
+    /// handshake sends.
     pub fn acknowledge_now(&mut self, index: usize) {
         if let Some(subflow) = self.subflows.get_mut(index) {
-            match subflow.state {
-                State::SynReceived => subflow.syn_ack_due = true,
-                _ => subflow.rx.ack_now = true,
+            match subflow.state.is_opening() {
+                true => subflow.handshake_due = true,
+                false => subflow.rx.ack_now = true,
             }
         }
     }

@@ -9,7 +9,6 @@ use super::fallback::Fallback;
 use super::subflow::{Reset, Subflow};
 use crate::metrics::Metrics;
 use crate::seq::DataSeq;
-use crate::tcp::State;
 use crate::tcp::rtt::{RTO_INITIAL, RTO_MAX};
 use crate::time::{Duration, Instant};
 
@@ -48,10 +47,9 @@ impl Connection {
 
     /// Any subflow that can carry a signal, the fastest first.
     pub fn signal_subflow(&self) -> Option<usize> {
-        let open = |s: &Subflow| s.state != State::SynReceived && s.reset.is_none();
         self.subflows
             .iter()
-            .filter(|(_, s)| open(s))
+            .filter(|(_, s)| s.is_open())
             .min_by_key(|(_, s)| (s.tx.rtt.backoff(), s.tx.rtt.srtt().unwrap_or(Duration::MAX)))
             .map(|(index, _)| index)
     }
@@ -130,8 +128,8 @@ impl Connection {
         if let Some(wait) = &self.fastclose {
             return wait.due && wait.subflow == index;
         }
-        if subflow.state == State::SynReceived {
-            return subflow.syn_ack_due || subflow.sends_early() && text_goes_to == Some(index);
+        if subflow.state.is_opening() {
+            return subflow.handshake_due || subflow.sends_early() && text_goes_to == Some(index);
         }
         subflow.rx.ack_now
             || subflow.fourth_ack_due
@@ -176,7 +174,7 @@ impl Connection {
         // An acknowledgment of a part stops the timer; what is left outstanding starts it again.
         self.arm_data_timer(now);
         if let Some(index) = self.blocked_by_window()
-            && self.subflows[index].state != State::SynReceived
+            && !self.subflows[index].state.is_opening()
         {
             let subflow = &mut self.subflows[index];
             let wait = subflow
@@ -244,8 +242,7 @@ impl Connection {
     /// the data level never will.
     fn reset_bare(&mut self) {
         for index in 0..self.subflows.capacity() {
-            let spoilt =
-                |s: &Subflow| s.state != State::SynReceived && s.bare && s.tx.flight_is_empty();
+            let spoilt = |s: &Subflow| !s.state.is_opening() && s.bare && s.tx.flight_is_empty();
             if self.subflows.get(index).is_some_and(spoilt) {
                 self.reset_subflow(index, RST_MIDDLEBOX);
             }
@@ -294,7 +291,7 @@ impl Connection {
         if self.snd.all_acked_but_fin() {
             // RFC 8684 §3.3.3: the DATA_FIN is repeated until it is acknowledged.
             for (_, subflow) in &mut self.subflows {
-                subflow.data_fin_due = subflow.state != State::SynReceived;
+                subflow.data_fin_due = !subflow.state.is_opening();
             }
         } else if !self.anything_in_flight() {
             self.snd

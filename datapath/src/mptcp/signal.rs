@@ -1,9 +1,9 @@
 //! Signals that are not about data: addresses (RFC 8684 §3.4) and priorities (§3.3.8), as they come
 //! in, and when ours are due. [`super::address`] keeps what they say.
 
-use super::address::{Learned, LocalAddress};
+use super::address::{FirstHop, Learned, LocalAddress, RemoteAddress};
 use super::connection::{Connection, Mode};
-use super::subflow::Subflow;
+use super::subflow::{Reset, Subflow};
 use crate::crypto;
 use crate::metrics::Metrics;
 use crate::time::{Duration, Instant};
@@ -70,7 +70,7 @@ impl Connection {
         }
         if let Some(add_addr) = options.add_addr {
             // RFC 8684 §3.7: options get through; an IPv6 address only leaves no room for the DATA_ACK.
-            let believed = self.on_add_addr(add_addr, segment.tcp.src_port, metrics);
+            let believed = self.on_add_addr(index, add_addr, metrics);
             self.subflows[index].confirmed |= believed;
         }
         if let Some(remove_addr) = options.remove_addr {
@@ -95,8 +95,8 @@ impl Connection {
         }
     }
 
-    /// `port`: of the subflow that it came on. Returns whether it is the peer's.
-    fn on_add_addr(&mut self, add_addr: AddAddr, port: u16, metrics: &mut Metrics) -> bool {
+    /// Returns whether it is the peer's.
+    fn on_add_addr(&mut self, index: usize, add_addr: AddAddr, metrics: &mut Metrics) -> bool {
         let AddAddr {
             address_id,
             address,
@@ -130,9 +130,18 @@ impl Connection {
         }
         metrics.add_addr += 1;
         metrics.port_add += u64::from(add_addr.port.is_some());
-        // RFC 8684 §3.4.1: without a port it is that of the subflow.
-        let address = SocketAddr::new(address, add_addr.port.unwrap_or(port));
-        let learned = self.addresses.learn(address_id, address);
+        let subflow = &self.subflows[index];
+        // RFC 8684 §3.4.1: without a port it is that of the subflow that it came on.
+        let port = add_addr.port.unwrap_or(subflow.remote.port());
+        let learned = self.addresses.learn(RemoteAddress {
+            id: address_id,
+            address: SocketAddr::new(address, port),
+            names_port: add_addr.port.is_some(),
+            told_by: FirstHop {
+                iface: subflow.iface,
+                link: subflow.link,
+            },
+        });
         metrics.add_addr_drop += u64::from(learned == Learned::Refused);
         if self.version.echoes_add_addr() {
             // Also if it is of no use: or it would come again and again.
@@ -148,7 +157,12 @@ impl Connection {
             metrics.rm_addr += 1;
             self.addresses.forget(id);
             for (_, subflow) in &mut self.subflows {
-                if subflow.remote_id == id && subflow.removal.is_none() && subflow.is_open() {
+                if subflow.remote_id != id {
+                    continue;
+                }
+                if subflow.is_being_opened() {
+                    subflow.reset.get_or_insert(Reset::default());
+                } else if subflow.removal.is_none() && subflow.is_open() {
                     subflow.probe_removal(now, 0);
                 }
             }

@@ -1,16 +1,20 @@
 //! One subflow: its addresses, its TCP, and what Multipath TCP keeps for each.
 
+use super::data::{WINDOW_SHIFT_MAX, window_shift};
+use super::path_mtu::headers_len;
 use super::signal::{Removal, SignalRow};
 use crate::buffer::ByteRing;
 use crate::memory::Allowance;
 use crate::port::IfaceId;
 use crate::seq::{DataSeq, TcpSeq};
 use crate::tcp::State;
+use crate::tcp::congestion::Algorithm;
 use crate::tcp::ecn::Ecn;
+use crate::tcp::offer::Offer;
 use crate::tcp::path_mtu::PathMtu;
 use crate::tcp::receiver::Receiver;
 use crate::tcp::sender::Sender;
-use crate::tcp::timestamp::TsState;
+use crate::tcp::timestamp::{TsClock, TsState};
 use crate::time::{Duration, Instant};
 use crate::wire::frame::{self, Link};
 use crate::wire::mptcp::MpTcprst;
@@ -32,6 +36,12 @@ const FIRST_MAPPINGS: usize = 8;
 pub const SUBFLOW_BYTES: usize =
     size_of::<Subflow>() + Sender::<SentMapping>::FIRST_NOTES_BYTES + FIRST_MAPPINGS_BYTES;
 const FIRST_MAPPINGS_BYTES: usize = FIRST_MAPPINGS * size_of::<Mapping>();
+
+/// The least that is sent in a segment.
+pub const MSS_MIN: u16 = 88;
+
+/// What a subflow may stage beyond a window: one mapping and as much without one.
+const STAGING_SLACK_BYTES: usize = 3 * 65_536;
 
 /// What octets of a subflow are at data level, as announced by the peer (RFC 8684 §3.3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,14 +100,14 @@ pub enum Announced {
     NoRoom,
 }
 
-/// How a subflow in SYN-RECEIVED is to be completed.
+/// How a subflow is to be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handshake {
     /// Plain TCP from the SYN on.
     Tcp,
     /// Our SYN/ACK carries MP_CAPABLE.
     Capable,
-    /// A join (RFC 8684 §3.2).
+    /// A join (RFC 8684 §3.2). The peer's nonce comes with its SYN.
     Join { local_nonce: u32, remote_nonce: u32 },
 }
 
@@ -138,6 +148,8 @@ pub struct Subflow {
     pub state: State,
     pub handshake: Handshake,
     pub initial: bool,
+    /// We sent its first SYN.
+    pub opened_here: bool,
     pub rx: Receiver,
     pub tx: Sender<SentMapping>,
     pub path_mtu: PathMtu,
@@ -149,8 +161,9 @@ pub struct Subflow {
     pub snd_wscale: u8,
     pub rcv_wscale: u8,
     pub window_scaling: bool,
-    /// MSS that our SYN/ACK announces.
+    /// MSS that we announce.
     pub local_mss: u16,
+    pub congestion: Algorithm,
     pub local_id: u8,
     pub remote_id: u8,
     /// The peer asked us to send here only when nothing else works (RFC 8684 §3.3.8).
@@ -192,9 +205,11 @@ pub struct Subflow {
     pub syn_text_bytes: usize,
     /// For the first SYN/ACK.
     pub cookie_due: Option<FastOpenCookie>,
-    pub syn_ack_due: bool,
-    pub syn_ack_sent_at: Option<Instant>,
-    pub syn_ack_transmissions: u32,
+    /// What the present state of the handshake sends is to leave: SYN, SYN/ACK, or the third ACK of a
+    /// join. When it did so last, and how often.
+    pub handshake_due: bool,
+    pub handshake_sent_at: Option<Instant>,
+    pub handshake_transmissions: u32,
     pub fourth_ack_due: bool,
     /// Our FIN is to leave once everything sent here is through.
     pub fin_wanted: bool,
@@ -248,7 +263,124 @@ impl Reset {
     }
 }
 
+/// What a subflow is before its peer has said anything.
+pub struct Start {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub iface: IfaceId,
+    pub link: Link,
+    pub state: State,
+    pub handshake: Handshake,
+    pub iss: TcpSeq,
+    /// MSS that we announce.
+    pub local_mss: u16,
+    /// How far the receive window may grow.
+    pub window_max_bytes: usize,
+    pub clock: TsClock,
+    pub congestion: Algorithm,
+}
+
 impl Subflow {
+    pub fn new(now: Instant, start: &Start, offer: &Offer) -> Subflow {
+        let window_max_bytes = start.window_max_bytes;
+        let mss = usize::from(agreed_mss(offer.mss, start.local_mss));
+        let cc = start.congestion.start(mss);
+        let mut subflow = Subflow {
+            local: start.local,
+            remote: start.remote,
+            iface: start.iface,
+            link: start.link,
+            state: start.state,
+            handshake: start.handshake,
+            initial: !matches!(start.handshake, Handshake::Join { .. }),
+            opened_here: start.state == State::SynSent,
+            rx: Receiver::new(offer.irs, 0),
+            tx: Sender::new(start.iss, mss, offer.sack_permitted, cc),
+            path_mtu: PathMtu::new(start.local.is_ipv6(), mss),
+            ts: Some(TsState::new(start.clock, 0, now)),
+            sack_permitted: true,
+            ecn: offer.ecn,
+            snd_wscale: 0,
+            rcv_wscale: 0,
+            window_scaling: true,
+            local_mss: start.local_mss,
+            congestion: start.congestion,
+            local_id: 0,
+            remote_id: 0,
+            backup: false,
+            local_backup: false,
+            prio_due: false,
+            signals: SignalRow::default(),
+            settled: false,
+            removal: None,
+            mappings: VecDeque::new(),
+            delivered_to: offer.irs + 1,
+            staged: ByteRing::new(window_max_bytes + STAGING_SLACK_BYTES),
+            spoken: false,
+            confirmed: false,
+            in_step_from: DataSeq(0),
+            snd_base: 0,
+            failed_at: None,
+            fail_due: None,
+            reinjections: Reinjections::default(),
+            fast_open: false,
+            syn_text_bytes: 0,
+            cookie_due: None,
+            handshake_due: true,
+            handshake_sent_at: None,
+            handshake_transmissions: 0,
+            fourth_ack_due: false,
+            fin_wanted: false,
+            persist_at: None,
+            persist_backoff: 0,
+            probes_unanswered: 0,
+            probe_due: false,
+            bare: false,
+            data_fin_due: false,
+            reset: None,
+            barred: false,
+            queued: false,
+            last_received_at: now,
+            keepalive_probes: 0,
+            keepalive_probe_at: now,
+            heard_at: now,
+            invalid_answered_at: None,
+            bytes_sent: 0,
+            bytes_received: 0,
+        };
+        subflow.agree(now, offer, window_max_bytes);
+        subflow
+    }
+
+    /// The sender is to go by what the peer's SYN says; nothing has left but our own.
+    pub(super) fn restart_sender(&mut self, offer: &Offer) {
+        let mss = usize::from(agreed_mss(offer.mss, self.local_mss));
+        let rtt = std::mem::take(&mut self.tx.rtt);
+        let (snd_nxt, rto_at) = (self.tx.snd_nxt, self.tx.rto_at);
+        let cc = self.congestion.start(mss);
+        self.tx = Sender::new(self.tx.iss, mss, offer.sack_permitted, cc);
+        (self.tx.rtt, self.tx.snd_nxt, self.tx.rto_at) = (rtt, snd_nxt, rto_at);
+    }
+
+    /// Goes by what the peer's SYN said, with a sender that does so already.
+    pub(super) fn agree(&mut self, now: Instant, offer: &Offer, window_max_bytes: usize) {
+        let shift = window_shift(window_max_bytes);
+        self.window_scaling = offer.window_scale.is_some();
+        self.snd_wscale = offer.window_scale.unwrap_or(0).min(WINDOW_SHIFT_MAX);
+        self.rcv_wscale = if self.window_scaling { shift } else { 0 };
+        // A field that is rounded up offers the rest of a unit more.
+        self.rx = Receiver::new(offer.irs, window_max_bytes + (1 << shift));
+        self.delivered_to = offer.irs + 1;
+        let v6 = self.local.is_ipv6();
+        self.path_mtu = PathMtu::new(v6, self.tx.mss + headers_len(v6));
+        let clock = self.ts.map(|ts| ts.clock);
+        self.ts = clock
+            .zip(offer.tsval)
+            .map(|(clock, tsval)| TsState::new(clock, tsval, now));
+        self.sack_permitted = offer.sack_permitted;
+        self.ecn = offer.ecn;
+    }
+
     /// New data may be scheduled here: it is open, we are not closing it and it is not stuck in
     /// timeouts.
     pub fn is_usable(&self) -> bool {
@@ -269,7 +401,7 @@ impl Subflow {
 
     /// Its handshake is over, and it is not being reset.
     pub fn is_open(&self) -> bool {
-        self.state != State::SynReceived && self.reset.is_none()
+        !self.state.is_opening() && self.reset.is_none()
     }
 
     /// Either side wants data here only when nothing else works (RFC 8684 §3.3.8).
@@ -292,8 +424,8 @@ impl Subflow {
 
     /// A SYN/ACK left before this subflow was kept, with a window of so much.
     pub fn on_syn_ack_was_sent(&mut self, now: Instant, window_bytes: usize) {
-        self.syn_ack_due = false;
-        self.syn_ack_transmissions = 1;
+        self.handshake_due = false;
+        self.handshake_transmissions = 1;
         self.tx.snd_nxt = self.tx.iss + 1;
         self.tx.rto_at = Some(now + self.tx.rtt.rto());
         self.rx.on_ack_sent(window_bytes);
@@ -468,7 +600,10 @@ impl Subflow {
             src_port: self.local.port(),
             dst_port: self.remote.port(),
             seq,
-            ack: self.rx.rcv_nxt,
+            ack: match flags.contains(TcpFlags::ACK) {
+                true => self.rx.rcv_nxt,
+                false => TcpSeq(0),
+            },
             flags,
             window,
             urgent: 0,
@@ -489,6 +624,12 @@ impl Subflow {
             self.removal.map(|removal| removal.next_at),
         ])
     }
+}
+
+/// What we send in a segment, where the peer says what it takes.
+fn agreed_mss(offered: u16, local: u16) -> u16 {
+    // A peer that claims less than this would only make us send headers.
+    offered.clamp(MSS_MIN, local.max(MSS_MIN))
 }
 
 #[cfg(test)]

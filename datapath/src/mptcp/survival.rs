@@ -4,7 +4,6 @@
 
 use super::connection::{Connection, Mode};
 use super::subflow::Subflow;
-use crate::tcp::State;
 use crate::time::Instant;
 
 impl Connection {
@@ -71,5 +70,5 @@ impl Connection {
 
 /// Its handshake was completed.
 fn is_opened(subflow: &Subflow) -> bool {
-    subflow.state != State::SynReceived
+    !subflow.state.is_opening()
 }

@@ -43,9 +43,9 @@ impl Connection {
                 0
             };
         }
-        if subflow.state == State::SynReceived {
-            return if subflow.syn_ack_due {
-                self.transmit_syn_ack(index, now, frame, metrics)
+        if subflow.state.is_opening() {
+            return if subflow.handshake_due {
+                self.transmit_handshake(index, now, frame, metrics)
             } else if subflow.sends_early() {
                 let payload_max = self.payload_max(index, frame);
                 self.transmit_new(index, now, frame, payload_max, metrics)
@@ -416,6 +416,28 @@ impl Connection {
         rx.add_sack_blocks(sack, room.min(SackBlocks::MAX));
     }
 
+    /// What the present state of the handshake sends, for the first time or again.
+    fn transmit_handshake(
+        &mut self,
+        index: usize,
+        now: Instant,
+        frame: &mut [u8],
+        metrics: &mut Metrics,
+    ) -> usize {
+        let subflow = &mut self.subflows[index];
+        subflow.handshake_due = false;
+        subflow.handshake_transmissions += 1;
+        subflow.handshake_sent_at = Some(now);
+        // What comes again meanwhile is answered again, but buys no more time.
+        let retry_at = now + subflow.tx.rtt.rto();
+        subflow.tx.rto_at.get_or_insert(retry_at);
+        match subflow.state {
+            State::SynSent => self.transmit_syn(index, now, frame),
+            State::SynReceived => self.transmit_syn_ack(index, now, frame, metrics),
+            _ => self.transmit_join_ack(index, now, frame),
+        }
+    }
+
     fn transmit_syn_ack(
         &mut self,
         index: usize,
@@ -433,12 +455,6 @@ impl Connection {
             fast_open: subflow.cookie_due.take(),
             ..TcpOptions::default()
         };
-        subflow.syn_ack_due = false;
-        subflow.syn_ack_transmissions += 1;
-        subflow.syn_ack_sent_at = Some(now);
-        // A SYN that comes again is answered again, but buys no more time.
-        let retry_at = now + subflow.tx.rtt.rto();
-        subflow.tx.rto_at.get_or_insert(retry_at);
         match subflow.handshake {
             Handshake::Tcp => {}
             Handshake::Capable => {
@@ -471,6 +487,19 @@ impl Connection {
                 });
             }
         }
+        let flags = TcpFlags::SYN | TcpFlags::ACK | subflow.ecn.syn_ack_flags();
+        self.write_syn(index, frame, flags, options)
+    }
+
+    /// Our SYN, with ACK or without.
+    pub(super) fn write_syn(
+        &mut self,
+        index: usize,
+        frame: &mut [u8],
+        flags: TcpFlags,
+        options: TcpOptions,
+    ) -> usize {
+        let subflow = &mut self.subflows[index];
         // RFC 7323 §2.2: the window of a SYN is never scaled.
         let counted = !subflow.initial || subflow.fast_open;
         let window = if !counted {
@@ -487,7 +516,6 @@ impl Connection {
             self.rcv.on_advertised(window);
         }
         let subflow = &self.subflows[index];
-        let flags = TcpFlags::SYN | TcpFlags::ACK | subflow.ecn.syn_ack_flags();
         let window = window as u16;
         subflow.emit(frame, subflow.tx.iss, flags, 0, window, options, 0, 0)
     }
@@ -515,6 +543,11 @@ impl Connection {
     /// The last segment of a subflow.
     fn transmit_reset(&mut self, index: usize, frame: &mut [u8], metrics: &mut Metrics) -> usize {
         let subflow = &self.subflows[index];
+        if subflow.state == State::SynSent {
+            // RFC 9293 §3.10.5: there is nobody yet to tell.
+            self.drop_subflow(index, End::PeerAborted);
+            return 0;
+        }
         let reset = subflow.reset.unwrap_or_default();
         let mut options = TcpOptions {
             // RFC 7323 §5.2.
@@ -655,7 +688,7 @@ impl Connection {
     }
 
     #[expect(clippy::too_many_arguments, reason = "all of it names one segment")]
-    fn write_headers(
+    pub(super) fn write_headers(
         &mut self,
         index: usize,
         frame: &mut [u8],

@@ -12,6 +12,8 @@ pub const MASK: u8 = 0b11;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ecn {
     agreed: bool,
+    /// Our SYN asks for it.
+    asks: bool,
     /// A mark came, and no CWR since.
     echoes: bool,
     /// Our window fell, and the peer was not told.
@@ -36,8 +38,41 @@ impl Ecn {
         }
     }
 
+    /// Before a SYN of ours, which asks for it or does not.
+    pub fn asking(asks: bool) -> Ecn {
+        Ecn {
+            asks,
+            ..Ecn::default()
+        }
+    }
+
+    pub fn asks(&self) -> bool {
+        self.asks
+    }
+
+    /// What comes of a SYN/ACK with these flags.
+    // RFC 3168 §6.1.1: ECE without CWR. With both, the peer reflects what it does not know.
+    pub fn on_syn_ack(&self, syn_ack: TcpFlags) -> Ecn {
+        let agrees = syn_ack.contains(TcpFlags::ECE) && !syn_ack.contains(TcpFlags::CWR);
+        Ecn {
+            agreed: self.asks && agrees,
+            asks: self.asks,
+            ..Ecn::default()
+        }
+    }
+
     pub fn is_agreed(&self) -> bool {
         self.agreed
+    }
+
+    /// Nobody answered: something on the way may not bear it (RFC 3168 §6.1.1.1).
+    pub fn ask_no_more(&mut self) {
+        self.asks = false;
+    }
+
+    /// Flags of our SYN beside that one.
+    pub fn syn_flags(&self) -> TcpFlags {
+        flag_if(self.asks, TcpFlags::ECE | TcpFlags::CWR)
     }
 
     /// The SYN came again. A peer that asks no more is not to see ECT (RFC 3168 §6.1.1.1).
@@ -116,6 +151,20 @@ mod tests {
         ecn.on_repeated_syn(NONE);
         ecn.on_repeated_syn(SETUP);
         assert_eq!((ecn.syn_ack_flags(), ecn.mark(true)), (NONE, (NONE, 0)));
+    }
+
+    // RFC 3168 §6.1.1, and §6.1.1.1 for a SYN that was not answered.
+    #[test]
+    fn a_syn_asks_once_and_a_syn_ack_that_reflects_it_agrees_to_nothing() {
+        let mut ecn = Ecn::asking(true);
+        assert_eq!(ecn.syn_flags(), SETUP);
+        assert!(ecn.on_syn_ack(TcpFlags::ECE).is_agreed());
+        assert!(!ecn.on_syn_ack(SETUP).is_agreed());
+        assert!(!ecn.on_syn_ack(NONE).is_agreed());
+        assert!(!Ecn::asking(false).on_syn_ack(TcpFlags::ECE).is_agreed());
+        ecn.ask_no_more();
+        assert_eq!(ecn.syn_flags(), NONE);
+        assert!(!ecn.on_syn_ack(TcpFlags::ECE).is_agreed());
     }
 
     #[test]

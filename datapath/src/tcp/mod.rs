@@ -5,17 +5,21 @@
 pub mod congestion;
 pub mod ecn;
 pub mod fast_open;
+pub mod offer;
 pub mod path_mtu;
 pub mod receiver;
 pub mod rtt;
 pub mod sender;
 pub mod timestamp;
 
-/// RFC 9293 §3.3.2, as far as a passive opener meets them. TIME-WAIT is not here: it is a compact
-/// record of the engine, not a subflow.
+/// RFC 9293 §3.3.2. TIME-WAIT is not here: it is a compact record of the engine, not a subflow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
+    SynSent,
     SynReceived,
+    /// RFC 8684 §3.2: ESTABLISHED for TCP, but no data leaves before the third ACK of our join is
+    /// known to have arrived.
+    PreEstablished,
     Established,
     FinWait1,
     FinWait2,
@@ -25,6 +29,14 @@ pub enum State {
 }
 
 impl State {
+    /// The handshake is not over.
+    pub fn is_opening(self) -> bool {
+        matches!(
+            self,
+            State::SynSent | State::SynReceived | State::PreEstablished
+        )
+    }
+
     /// Our FIN has not been sent: new data may go out.
     pub fn may_send(self) -> bool {
         matches!(self, State::Established | State::CloseWait)
@@ -37,14 +49,15 @@ impl State {
 
     /// The peer's FIN has come, after everything before it.
     pub fn has_received_fin(self) -> bool {
-        !self.may_receive() && self != State::SynReceived
+        !self.may_receive() && !self.is_opening()
     }
 
     /// As `ss` prints it.
     pub fn name(self) -> &'static str {
         match self {
+            State::SynSent => "SYN-SENT",
             State::SynReceived => "SYN-RECV",
-            State::Established => "ESTAB",
+            State::PreEstablished | State::Established => "ESTAB",
             State::FinWait1 => "FIN-WAIT-1",
             State::FinWait2 => "FIN-WAIT-2",
             State::CloseWait => "CLOSE-WAIT",

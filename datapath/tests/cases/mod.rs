@@ -1,3 +1,4 @@
+mod active_open;
 mod address;
 mod close;
 mod cookies;

@@ -8,7 +8,7 @@ use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::wire::mptcp::{
     CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFail, MpJoin,
 };
-use mpx_datapath::wire::tcp::{TcpHeader, TcpOptions};
+use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions};
 
 /// A client by hand of a service that asks for checksums: what it sends is as the test has it.
 pub struct Pen {
@@ -55,6 +55,16 @@ impl Pen {
 
     /// The same at an engine of the caller's configuration.
     pub fn configured(behaviour: Behaviour, change: impl FnOnce(&mut EngineConfig)) -> Pen {
+        Pen::asking(behaviour, SYN, 0, change)
+    }
+
+    /// The same with these flags of the SYN, and more of its MP_CAPABLE.
+    pub fn asking(
+        behaviour: Behaviour,
+        syn: TcpFlags,
+        more_flags: u8,
+        change: impl FnOnce(&mut EngineConfig),
+    ) -> Pen {
         let app = TestApp::new(behaviour);
         let mut pen = Pen {
             script: Script::configured(Box::new(app.clone()), Patience::default(), change),
@@ -64,8 +74,10 @@ impl Pen {
             data_ack: 0,
         };
         let mut options = TcpOptions::default();
-        options.mptcp.capable = Some(capable(CapableContent::Syn));
-        pen.script.send(ISS, TcpSeq(0), SYN, options, &[]);
+        let mut offer = capable(CapableContent::Syn);
+        offer.flags |= more_flags;
+        options.mptcp.capable = Some(offer);
+        pen.script.send(ISS, TcpSeq(0), syn, options, &[]);
         let (syn_ack, _) = pen.answer();
         let Some(CapableContent::SynAck { sender_key }) =
             syn_ack.options.mptcp.capable.map(|c| c.content)

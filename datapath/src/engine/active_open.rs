@@ -1,0 +1,258 @@
+//! Subflows that we open (RFC 8684 §3.2), to addresses that a client announced (§3.4.1): when, from
+//! where, and by which way their first frame leaves.
+//!
+//! The way is known where the client already has a subflow from that address. Otherwise whoever runs
+//! the engine is asked for it, and has a while to answer; without an answer it is the way that the
+//! announcement came by, which is right for a client behind a router.
+
+use super::flow::{FlowEntry, FlowKey};
+use super::limit::RateLimit;
+use super::listen::Ends;
+use super::{ConnId, Engine};
+use crate::mptcp::Handshake;
+use crate::mptcp::address::{FirstHop, RemoteAddress};
+use crate::mptcp::subflow::SUBFLOW_BYTES;
+use crate::tcp::State;
+use crate::tcp::ecn::Ecn;
+use crate::tcp::offer::Offer;
+use crate::time::{Duration, Instant};
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+
+/// Subflows that wait for an answer, of all connections of a worker.
+const WAITING_MAX: usize = 256;
+/// How long: as long as a neighbour that is there may take to say so.
+const WAIT: Duration = Duration::from_secs(3);
+/// Attempts of a worker in a second. Clients choose whom they are made to.
+const ATTEMPTS_PER_SECOND_MAX: u32 = 1000;
+
+/// How an address is reached, and from which of ours, if that matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub hop: FirstHop,
+    pub source: Option<IpAddr>,
+}
+
+/// A subflow that is to be opened.
+struct Waiting {
+    connection: ConnId,
+    remote: RemoteAddress,
+    until: Instant,
+}
+
+/// What waits for its route.
+pub(super) struct ActiveOpens {
+    /// The first one first.
+    waiting: VecDeque<Waiting>,
+    questions: VecDeque<IpAddr>,
+    limit: RateLimit,
+}
+
+impl ActiveOpens {
+    pub(super) fn new() -> ActiveOpens {
+        ActiveOpens {
+            waiting: VecDeque::new(),
+            questions: VecDeque::new(),
+            limit: RateLimit::new(ATTEMPTS_PER_SECOND_MAX),
+        }
+    }
+
+    pub(super) fn next_at(&self) -> Option<Instant> {
+        self.waiting.front().map(|waiting| waiting.until)
+    }
+
+    fn waiting_for(&self, connection: ConnId) -> usize {
+        let of = |waiting: &&Waiting| waiting.connection == connection;
+        self.waiting.iter().filter(of).count()
+    }
+
+    fn wait(&mut self, now: Instant, connection: ConnId, remote: RemoteAddress) {
+        let ip = remote.address.ip();
+        if self.questions.len() < WAITING_MAX && !self.questions.contains(&ip) {
+            self.questions.push_back(ip);
+        }
+        self.waiting.push_back(Waiting {
+            connection,
+            remote,
+            until: now + WAIT,
+        });
+    }
+}
+
+impl Engine {
+    /// An address that somebody is to say the way to, by [`Engine::on_route`].
+    pub fn poll_route_question(&mut self) -> Option<IpAddr> {
+        self.active_opens.questions.pop_front()
+    }
+
+    /// The way to an address, or that none is known.
+    pub fn on_route(&mut self, now: Instant, to: IpAddr, route: Option<Route>) {
+        let known = |route: &Route| usize::from(route.hop.iface.0) < self.transmit.len();
+        let route = route.filter(known);
+        let (answered, waiting) = std::mem::take(&mut self.active_opens.waiting)
+            .into_iter()
+            .partition(|waiting| waiting.remote.address.ip() == to);
+        self.active_opens.waiting = waiting;
+        self.open_all(now, answered, route);
+    }
+
+    /// Nobody said a way in time.
+    pub(super) fn open_without_route(&mut self, now: Instant) {
+        let waiting = &mut self.active_opens.waiting;
+        let due = waiting.partition_point(|waiting| waiting.until <= now);
+        if due > 0 {
+            let due = waiting.drain(..due).collect();
+            self.open_all(now, due, None);
+        }
+    }
+
+    fn open_all(&mut self, now: Instant, all: VecDeque<Waiting>, route: Option<Route>) {
+        for Waiting {
+            connection: id,
+            remote,
+            ..
+        } in all
+        {
+            let index = id.index as usize;
+            let connection = self.connections.get(index);
+            if connection.is_some_and(|connection| connection.id == id) {
+                let route = route.unwrap_or(told(&remote));
+                self.open_subflow(index, now, remote, route);
+                self.settle(index, now, &[]);
+            }
+        }
+    }
+
+    /// After anything that may have brought a connection to it: opens what it is to open.
+    pub(super) fn open_subflows(&mut self, index: usize, now: Instant) {
+        loop {
+            let connection = &mut self.connections[index];
+            if !connection.addresses.has_untried() || self.draining {
+                return;
+            }
+            let waiting = self.active_opens.waiting_for(connection.id);
+            let Some(remote) = connection.next_to_open(waiting) else {
+                return;
+            };
+            let ip = remote.address.ip();
+            let mut subflows = connection.subflows.iter();
+            let known = subflows.find(|(_, s)| s.remote.ip() == ip && s.is_open());
+            let known = known.map(|(_, s)| Route {
+                hop: FirstHop {
+                    iface: s.iface,
+                    link: s.link,
+                },
+                source: Some(s.local.ip()),
+            });
+            let id = connection.id;
+            let active_opens = &mut self.active_opens;
+            let full = active_opens.waiting.len() >= WAITING_MAX;
+            let allowed = active_opens.limit.take(now, &mut *self.entropy);
+            match known {
+                _ if !allowed => self.metrics.join_attempts_limited += 1,
+                Some(route) => self.open_subflow(index, now, remote, route),
+                None if !self.config.asks_routes => {
+                    self.open_subflow(index, now, remote, told(&remote));
+                }
+                None if full => self.metrics.join_attempts_limited += 1,
+                None => active_opens.wait(now, id, remote),
+            }
+        }
+    }
+
+    /// Enters a subflow in SYN-SENT, unless something speaks against it.
+    fn open_subflow(&mut self, index: usize, now: Instant, remote: RemoteAddress, route: Route) {
+        // It may have waited.
+        if !self.connections[index].still_opens(&remote) {
+            return;
+        }
+        let source = self.source_for(index, remote.address, route.source);
+        let room = self.memory.admits(SUBFLOW_BYTES);
+        self.metrics.memory_refused += u64::from(!room);
+        let Some((local, backup)) = source.filter(|_| room) else {
+            self.metrics.join_attempts_refused += 1;
+            return;
+        };
+        let connection = &mut self.connections[index];
+        let initial = connection.local_addr.ip();
+        let local_id = connection.addresses.local_id(local, initial);
+        let service = connection.service;
+        // As the client has it elsewhere: its path may not bear the question.
+        let asks_ecn = self.services[service].config.ecn
+            && connection.subflows.iter().any(|(_, s)| s.ecn.is_agreed());
+        let key = FlowKey::new(local, remote.address);
+        let iss = self.secrets.isn(now, local, remote.address);
+        let Some(local_id) = local_id.filter(|_| self.steer_own_flow(key, iss)) else {
+            self.metrics.join_attempts_refused += 1;
+            return;
+        };
+        let handshake = Handshake::Join {
+            local_nonce: self.entropy.next_u32(),
+            remote_nonce: 0,
+        };
+        let ends = Ends {
+            local,
+            remote: remote.address,
+            hop: route.hop,
+        };
+        let local_mss = self.local_mss(route.hop.iface, local.ip());
+        let offer = Offer::unanswered(local_mss, Ecn::asking(asks_ecn));
+        let state = State::SynSent;
+        let mut subflow = self.new_subflow(now, &ends, state, service, &offer, handshake, iss);
+        subflow.local_id = local_id;
+        subflow.remote_id = remote.id;
+        let said = self.backups.of(local.ip());
+        subflow.local_backup = said.unwrap_or(backup);
+        self.metrics.active_opens += 1;
+        self.metrics.mp_join_syn_tx += 1;
+        let connection = &mut self.connections[index];
+        connection.set_allowance(self.memory.allowance());
+        let subflow = connection.add_subflow(subflow) as u32;
+        let entry = FlowEntry {
+            connection: index as u32,
+            subflow,
+        };
+        self.flows.insert(key, entry);
+    }
+
+    /// The address of ours to open a subflow to `remote` from, and whether it is to be a backup: where
+    /// the service listens, on the port of the initial subflow (RFC 8684 §3.9.1); best the one that the
+    /// route prefers, then the initial one.
+    fn source_for(
+        &self,
+        index: usize,
+        remote: SocketAddr,
+        preferred: Option<IpAddr>,
+    ) -> Option<(SocketAddr, bool)> {
+        let mut listens = self.services.iter().flat_map(|s| &s.config.listen);
+        let of_ours = |announced: &super::Announced| announced.addresses.contains(&remote.ip());
+        if listens.any(|l| l.ip() == remote.ip()) || self.config.announced.iter().any(of_ours) {
+            return None;
+        }
+        let connection = &self.connections[index];
+        let service = &self.services[connection.service].config;
+        let port = connection.local_addr.port();
+        let preferred = preferred.map(|ip| SocketAddr::new(ip, port));
+        let mut sources = preferred
+            .into_iter()
+            .chain([connection.local_addr])
+            .chain(service.listen.iter().copied())
+            .filter(|local| local.port() == port && service.listen.contains(local))
+            .filter(|local| local.is_ipv4() == remote.is_ipv4());
+        sources.find_map(|local| {
+            let rule = service.addresses.join_rule(remote.ip(), local.ip());
+            let key = FlowKey::new(local, remote);
+            let in_use = self.flows.lookup(&key).is_some()
+                || self.time_wait.find(self.flows.fingerprint(&key)).is_some();
+            (rule.accept && !in_use).then_some((local, rule.backup))
+        })
+    }
+}
+
+/// The way that its announcement came by.
+fn told(remote: &RemoteAddress) -> Route {
+    Route {
+        hop: remote.told_by,
+        source: None,
+    }
+}
