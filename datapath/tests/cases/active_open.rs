@@ -3,7 +3,11 @@
 use super::pen::{ISS, KEY, Pen};
 use super::script::{ACK, CLIENT, FIN, SERVER, SYN};
 use crate::model::apps::ECHO;
-use crate::model::{add_addr_hmac, join_hmac, token_and_idsn};
+use crate::model::client::{ClientConfig, Quirks};
+use crate::model::net::Side;
+use crate::model::sim::{Family, Sim, SimConfig};
+use crate::model::subflow::{State, Subflow};
+use crate::model::{add_addr_hmac, assert_same, join_hmac, stream, token_and_idsn};
 use ipnet::IpNet;
 use mpx_datapath::engine::{EngineConfig, FirstHop, JoinRule, Route};
 use mpx_datapath::mptcp::address::FAILURES_MAX;
@@ -731,4 +735,146 @@ fn the_way_is_asked_for() {
         .engine
         .on_route(pen.script.now, to, Some(nowhere));
     assert_eq!(pen.script.answer_link(), pen.script.link.reversed());
+}
+
+/// A connection to a service that opens a subflow, whose client has got five octets back.
+fn connected(client: ClientConfig, change: impl FnOnce(&mut SimConfig)) -> Sim {
+    let mut config = SimConfig::with(ECHO);
+    config.addresses.open_subflows = 1;
+    change(&mut config);
+    let mut sim = Sim::new(config);
+    connect(&mut sim, client);
+    sim
+}
+
+fn connect(sim: &mut Sim, client: ClientConfig) -> usize {
+    let c = sim.connect(client);
+    sim.clients[c].send(b"hello");
+    sim.run(|sim| sim.clients[c].received() == b"hello");
+    c
+}
+
+/// The client says where it listens on the second path.
+fn listen(sim: &mut Sim, c: usize) {
+    let at = sim.listen_address(c, 1, 7000);
+    sim.clients[c].listen(0, 7, at, true);
+}
+
+/// Sends so much, gets it back, and closes.
+fn echo_all(sim: &mut Sim, c: usize, len: usize) {
+    let sent = stream(c as u64, len);
+    sim.clients[c].send(&sent);
+    sim.clients[c].close_write();
+    sim.run(|sim| sim.clients[c].closed());
+    assert_same(&sim.clients[c].received()[5..], &sent);
+}
+
+fn client() -> ClientConfig {
+    ClientConfig::new(Family::V4.server(0))
+}
+
+// RFC 8684 §3.2: text goes over it in both directions, as over any.
+#[test]
+fn a_subflow_of_the_server_carries_data_both_ways() {
+    for (family, checksum) in [(Family::V4, false), (Family::V6, true)] {
+        let client = ClientConfig {
+            checksum,
+            ecn: true,
+            ..ClientConfig::new(family.server(0))
+        };
+        let mut sim = connected(client, |config| config.family = family);
+        listen(&mut sim, 0);
+        sim.run(|sim| sim.clients[0].subflows.get(1).is_some_and(Subflow::open));
+        let subflow = &sim.clients[0].subflows[1];
+        assert_eq!(subflow.remote, family.server(1), "as the route prefers");
+        assert_eq!(subflow.server_id, 255, "another address has another ID");
+        echo_all(&mut sim, 0, 1_000_000);
+        let carried = sim.net.arrived_bytes[1];
+        assert!(
+            carried.iter().all(|octets| *octets > 200_000),
+            "{carried:?}"
+        );
+        sim.finish();
+    }
+}
+
+// RFC 8684 §3.2, §3.4.1: SYN, SYN/ACK, third and fourth ACK may be lost, and so may the announcement
+// and its echo; nothing is lost but time.
+#[test]
+fn every_frame_of_a_join_of_the_servers_may_be_lost() {
+    for lost in 0..8 {
+        let mut sim = connected(client(), |_| {});
+        let (side, path, before) = match lost {
+            0..3 => (Side::Client, 1, lost),
+            3..6 => (Side::Server, 1, lost - 3),
+            6 => (Side::Server, 0, 0),
+            _ => (Side::Client, 0, 0),
+        };
+        sim.net.lose_nth = Some((side, IfaceId(path), before));
+        listen(&mut sim, 0);
+        sim.run_for(Duration::from_millis(100));
+        if lost == 6 {
+            // Nobody repeats it here.
+            listen(&mut sim, 0);
+        }
+        sim.run(|sim| sim.clients[0].subflows.get(1).is_some_and(Subflow::open));
+        echo_all(&mut sim, 0, 300_000);
+        assert_eq!(sim.net.lose_nth, None, "{lost}");
+        assert_eq!(sim.server.count(|m| m.mp_join_syn_tx), 1, "{lost}");
+        sim.finish();
+    }
+}
+
+// RFC 8684 §3.2: a client that proves nothing is reset there, with reason 1, and loses nothing.
+#[test]
+fn a_client_that_proves_nothing_goes_on_with_what_it_has() {
+    for no_join_option in [false, true] {
+        let quirks = Quirks {
+            wrong_join_hmac: true,
+            no_join_option,
+            ..Quirks::default()
+        };
+        let mut sim = connected(ClientConfig { quirks, ..client() }, |_| {});
+        listen(&mut sim, 0);
+        sim.run(|sim| sim.clients[0].subflows.get(1).is_some_and(|s| !s.alive()));
+        assert_eq!(sim.clients[0].subflows[1].state, State::Reset(Some(1)));
+        echo_all(&mut sim, 0, 100_000);
+        sim.finish();
+    }
+}
+
+// The only subflow left may be one of ours, and it may come when there is none.
+#[test]
+fn a_subflow_of_the_server_carries_on_alone() {
+    let mut sim = connected(client(), |_| {});
+    listen(&mut sim, 0);
+    sim.run(|sim| sim.clients[0].subflows.get(1).is_some_and(Subflow::open));
+    sim.clients[0].reset(0);
+    echo_all(&mut sim, 0, 300_000);
+    sim.finish();
+}
+
+// Whatever worker is at home where the answers come in: each finds the one that opened the subflow, with
+// timestamps or by the map of flows.
+#[test]
+fn answers_find_the_worker_that_opened_it() {
+    let mut sim = connected(client(), |config| config.more_engines = 3);
+    for timestamps in [true, false] {
+        for _ in 0..8 {
+            let c = connect(
+                &mut sim,
+                ClientConfig {
+                    timestamps,
+                    ..client()
+                },
+            );
+            listen(&mut sim, c);
+            sim.run(|sim| sim.clients[c].subflows.get(1).is_some_and(Subflow::open));
+            echo_all(&mut sim, c, 20_000);
+        }
+    }
+    assert_eq!(sim.server.misled(), 0);
+    sim.clients[0].close_write();
+    sim.run(|sim| sim.clients[0].closed());
+    sim.finish();
 }

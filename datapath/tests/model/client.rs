@@ -140,7 +140,10 @@ pub struct Quirks {
     pub no_options_after_third_ack: bool,
     /// The pure third ACK is lost; MP_CAPABLE comes with the first data.
     pub no_pure_third_ack: bool,
+    /// In the third ACK of a join, or in the SYN/ACK of one of the server's.
     pub wrong_join_hmac: bool,
+    /// Joins of the server are answered as if they were plain TCP.
+    pub no_join_option: bool,
     /// Keys in the third ACK that nobody exchanged.
     pub wrong_capable_key: bool,
     /// Its subflows end, its stream does not.
@@ -209,6 +212,8 @@ pub struct Client {
     pub echoed: Vec<AddAddr>,
     /// Address IDs that it took back.
     pub removed: Vec<u8>,
+    /// Where it may join, and under which IDs that was announced.
+    listening: Vec<(SocketAddr, u8)>,
     edges: Edges,
 }
 
@@ -262,6 +267,7 @@ impl Client {
             announced: Vec::new(),
             echoed: Vec::new(),
             removed: Vec::new(),
+            listening: Vec::new(),
             edges: Edges::default(),
         }
     }
@@ -335,7 +341,8 @@ impl Client {
         }
         let mut first = true;
         for s in self.subflows.iter_mut().filter(|s| s.alive()) {
-            s.reset_due = Some(std::mem::take(&mut first));
+            let opening = s.state == State::SynReceived;
+            s.reset_due = Some(!opening && std::mem::take(&mut first));
         }
     }
 
@@ -350,7 +357,7 @@ impl Client {
     pub fn fastclose_by_ack(&mut self) {
         let mut first = true;
         for s in self.subflows.iter_mut().filter(|s| s.alive()) {
-            if std::mem::take(&mut first) {
+            if s.state != State::SynReceived && std::mem::take(&mut first) {
                 (s.fastclosing, s.needs_ack) = (true, true);
                 s.stop_timers();
             } else {
@@ -446,6 +453,20 @@ impl Client {
         s.needs_ack = true;
     }
 
+    /// Names an address where the server may join, on subflow `i` (RFC 8684 §3.4.1), with its port or
+    /// without: then it is that of the subflow.
+    pub fn listen(&mut self, i: usize, address_id: u8, address: SocketAddr, with_port: bool) {
+        self.listening.retain(|(known, _)| *known != address);
+        self.listening.push((address, address_id));
+        let option = AddAddr {
+            address_id,
+            address: address.ip(),
+            port: with_port.then_some(address.port()),
+            form: AddAddrForm::Bare,
+        };
+        self.advertise_option(i, option, 0);
+    }
+
     /// Takes an address back, on subflow `i` (RFC 8684 §3.4.2).
     pub fn withdraw(&mut self, i: usize, address_id: u8) {
         let s = &mut self.subflows[i];
@@ -506,7 +527,8 @@ impl Client {
 
     /// Whether it uses this address.
     pub fn owns(&self, address: SocketAddr) -> bool {
-        self.subflows.iter().any(|s| s.local == address)
+        let listens = self.listening.iter().any(|(known, _)| *known == address);
+        listens || self.subflows.iter().any(|s| s.local == address)
     }
 
     /// The latest subflow on `iface` that is over and whose address and port are free.
@@ -572,7 +594,8 @@ impl Client {
         for i in 0..self.subflows.len() {
             let s = &self.subflows[i];
             let took = s.carried.iter().any(|r| r.0 <= una && una < r.1);
-            if s.alive() && s.state != State::SynSent && (took && s.in_flight() == 0 || all) {
+            let opening = matches!(s.state, State::SynSent | State::SynReceived);
+            if s.alive() && !opening && (took && s.in_flight() == 0 || all) {
                 self.break_off(i, None);
             }
         }

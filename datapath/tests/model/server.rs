@@ -2,12 +2,13 @@
 
 use super::Rng;
 use super::apps::TestApp;
+use super::client::link;
 use super::sim::{Family, SERVICE_PORT, SimConfig};
 use ipnet::IpNet;
 use mpx_datapath::crypto::Secrets;
 use mpx_datapath::engine::{
-    AddressChange, AddressPolicy, Announce, Buffers, Engine, EngineConfig, EngineReport,
-    InterfaceConfig, JoinPolicy, Patience, ServiceConfig, Versions,
+    AddressChange, AddressPolicy, Announce, Buffers, Engine, EngineConfig, EngineReport, FirstHop,
+    InterfaceConfig, JoinPolicy, Patience, Route, ServiceConfig, Versions,
 };
 use mpx_datapath::metrics::Metrics;
 use mpx_datapath::port::IfaceId;
@@ -190,6 +191,23 @@ impl Server {
     pub fn poll_apps(&mut self, now: Instant) {
         for engine in self.engines_mut() {
             engine.poll_apps(now);
+        }
+    }
+
+    /// An address is reached by the path that it is on, from the server's address there.
+    pub fn answer_routes(&mut self, now: Instant, paths: usize) {
+        for engine in self.engines_mut() {
+            while let Some(to) = engine.poll_route_question() {
+                let path = Family::path_of(to);
+                let family = Family::of(SocketAddr::new(to, 0));
+                let iface = IfaceId(path as u8);
+                let link = link(iface).reversed();
+                let route = Route {
+                    hop: FirstHop { iface, link },
+                    source: Some(family.server(path).ip()),
+                };
+                engine.on_route(now, to, (path < paths).then_some(route));
+            }
         }
     }
 
@@ -387,6 +405,7 @@ fn engine_config(config: &SimConfig) -> EngineConfig {
         .map(|_| InterfaceConfig { mtu: MTU })
         .collect();
     let mut engine = EngineConfig::new(interfaces, services);
+    engine.asks_routes = config.routes;
     engine.buffers = Buffers {
         receive_initial_bytes: config.receive_initial_bytes,
         receive_max_bytes: config.receive_buffer_bytes,

@@ -55,6 +55,15 @@ impl Family {
         }
     }
 
+    /// The path that an address is on.
+    pub fn path_of(address: IpAddr) -> usize {
+        let number = match address {
+            IpAddr::V4(v4) => usize::from(v4.octets()[1] / 16),
+            IpAddr::V6(v6) => usize::from(v6.segments()[2]),
+        };
+        number - 1
+    }
+
     pub fn host(self, path: usize, host: u16) -> IpAddr {
         match self {
             Family::V4 => {
@@ -75,6 +84,8 @@ pub struct SimConfig {
     pub more_services: Vec<ServiceSetup>,
     /// Of the service that every simulation has.
     pub addresses: AddressPolicy,
+    /// The server knows by which path an address is reached.
+    pub routes: bool,
     /// Engines beside the first.
     pub more_engines: usize,
     /// Of Multipath TCP that all services speak.
@@ -121,6 +132,7 @@ impl SimConfig {
             app,
             more_services: Vec::new(),
             addresses: AddressPolicy::default(),
+            routes: true,
             more_engines: 0,
             versions: Versions::default(),
             mesh: MeshFaults {
@@ -258,6 +270,12 @@ impl Sim {
         self.join_as(c, path, false, None)
     }
 
+    /// Where a client would listen on a path.
+    pub fn listen_address(&self, c: usize, path: usize, port: u16) -> SocketAddr {
+        let family = Family::of(self.clients[c].config.server);
+        SocketAddr::new(family.host(path, 1000 + c as u16), port)
+    }
+
     /// With `again` from the address and port of a subflow on the same path that is over, if there
     /// is one.
     pub fn join_as(&mut self, c: usize, path: usize, backup: bool, again: Option<Again>) -> usize {
@@ -388,6 +406,7 @@ impl Sim {
         }
         self.server.on_timeout(now);
         self.server.poll_apps(now);
+        self.server.answer_routes(now, self.config.paths.len());
         for iface in (0..self.config.paths.len()).map(|i| IfaceId(i as u8)) {
             let mut more = true;
             while more {

@@ -21,6 +21,8 @@ const TRIES_STALE: u32 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     SynSent,
+    /// A join of the server's whose third ACK has not come.
+    SynReceived,
     /// A join whose third ACK is sent and whose fourth has not come.
     JoinWait,
     Open,
@@ -39,6 +41,13 @@ pub enum Role {
         backup: bool,
         nonce: u32,
         hmac: [u8; 20],
+    },
+    /// The server joined, from an address that it calls so.
+    Joined {
+        nonce: u32,
+        server_nonce: u32,
+        /// Under which its destination was announced.
+        address_id: u8,
     },
 }
 
@@ -601,7 +610,7 @@ impl Subflow {
     }
 
     fn rto(&self) -> Duration {
-        let first = if self.state == State::SynSent {
+        let first = if matches!(self.state, State::SynSent | State::SynReceived) {
             SYN_RTO
         } else {
             RTO

@@ -254,7 +254,7 @@ pub(super) fn slow_download(lab: &Lab) -> Result<crate::process::Process, String
 }
 
 /// Octets that the client received on every path meanwhile.
-fn carried(
+pub(super) fn carried(
     lab: &Lab,
     meanwhile: impl FnOnce(&Lab) -> Result<(), String>,
 ) -> Result<Vec<u64>, String> {
@@ -311,14 +311,14 @@ fn same_counts(lab: &mut Lab) -> Result<(), String> {
     Ok(())
 }
 
-fn expect(what: &str, value: u64, wanted: u64) -> Result<(), String> {
+pub(super) fn expect(what: &str, value: u64, wanted: u64) -> Result<(), String> {
     match value == wanted {
         true => Ok(()),
         false => Err(format!("{what}: {value}, not {wanted}")),
     }
 }
 
-fn at_least(what: &str, value: u64, least: u64) -> Result<(), String> {
+pub(super) fn at_least(what: &str, value: u64, least: u64) -> Result<(), String> {
     match value >= least {
         true => Ok(()),
         false => Err(format!("{what}: {value}, at least {least} were expected")),

@@ -5,6 +5,7 @@
 //! accounts balance, did the client's kernel see no fallback and no bad checksum, does SIGTERM end
 //! the server with status 0 and without an XDP program left?
 
+mod active_open;
 mod addresses;
 mod bad_input;
 mod close;
@@ -145,6 +146,7 @@ pub(crate) fn cases() -> Vec<Case> {
     cases.extend(fallback::cases());
     cases.extend(path_mtu::cases());
     cases.extend(addresses::cases());
+    cases.extend(active_open::cases());
     cases.extend(survival::cases());
     cases.extend(workers::cases());
     cases.extend(neighborhood::cases());

@@ -32,6 +32,21 @@ impl Ecn {
         self.agreed = flags.contains(TcpFlags::ECE);
     }
 
+    /// The server's own SYN.
+    pub fn on_syn(&mut self, allowed: bool, flags: TcpFlags) {
+        let asks = flags.contains(TcpFlags::ECE | TcpFlags::CWR);
+        assert!(asks || !flags.intersects(TcpFlags::ECE | TcpFlags::CWR));
+        self.agreed = allowed && asks;
+    }
+
+    /// Flags of our answer to it.
+    pub fn syn_ack_flags(&self) -> TcpFlags {
+        match self.agreed {
+            true => TcpFlags::ECE,
+            false => TcpFlags::default(),
+        }
+    }
+
     /// Any segment but a SYN/ACK. `ack`: the offset that it acknowledges.
     pub fn on_segment(&mut self, segment: &Segment<'_>, ack: u64, snd_nxt: u64) {
         let flags = segment.tcp.flags;

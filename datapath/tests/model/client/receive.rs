@@ -14,18 +14,25 @@ impl Client {
         let header = &segment.tcp;
         let to = SocketAddr::new(segment.dst, header.dst_port);
         let from = SocketAddr::new(segment.src, header.src_port);
-        let Some(i) = self
-            .subflows
-            .iter()
-            .rposition(|s| s.local == to && s.remote == from)
-        else {
-            panic!("the server sent from {from} to {to}, where there is no subflow");
-        };
         assert_eq!(
             segment.link,
             link(iface).reversed(),
             "link addresses are not turned round"
         );
+        let mut subflows = self.subflows.iter();
+        let known = subflows.rposition(|s| s.local == to && s.remote == from);
+        let is_free = known.is_none_or(|i| !self.subflows[i].alive() && !self.subflows[i].vanished);
+        let opens = header.flags.contains(TcpFlags::SYN) && !header.flags.contains(TcpFlags::ACK);
+        if opens
+            && is_free
+            && let Some(&(_, address_id)) = self.listening.iter().find(|(at, _)| *at == to)
+        {
+            self.on_join_syn(iface, segment, address_id);
+            return;
+        }
+        let Some(i) = known else {
+            panic!("the server sent from {from} to {to}, where there is no subflow");
+        };
         let s = &mut self.subflows[i];
         let options = &header.options;
         let reset = header.flags.contains(TcpFlags::RST);
@@ -45,12 +52,102 @@ impl Client {
             }
         } else if s.state == State::SynSent {
             self.on_syn_ack(i, header);
+        } else if s.state == State::SynReceived {
+            self.on_join_ack(now, i, segment);
         } else if (s.reused || self.config.impersonated) && s.is_foreign(header) {
             // An answer to a late segment of an earlier flow, or to somebody else's. RFC 5961 §3.2, §5: a challenge, if any.
             s.needs_ack |= !reset;
         } else {
             self.on_segment(now, i, segment);
         }
+    }
+
+    /// The server joins where it was told to (RFC 8684 §3.2).
+    fn on_join_syn(&mut self, iface: IfaceId, segment: &Segment<'_>, address_id: u8) {
+        let header = &segment.tcp;
+        let options = &header.options;
+        let Some(MpJoin::Syn {
+            backup,
+            address_id: server_id,
+            token,
+            nonce: server_nonce,
+        }) = options.mptcp.join
+        else {
+            panic!("MP_JOIN is missing in {header:?}");
+        };
+        assert_eq!(token, self.token_and_idsn(self.key).0, "of our key");
+        assert!(
+            self.config.version > 0,
+            "RFC 6824 shows no HMAC of an address"
+        );
+        assert!(segment.payload.is_empty());
+        // RFC 9293 §3.7.1, RFC 7323 §2.2, §3.2, RFC 2018 §2.
+        assert!(options.mss.is_some() && options.sack_permitted);
+        assert_eq!(options.timestamps.map(|t| t.tsecr), Some(0));
+        let nonce = self.rng.next() as u32;
+        let iss = self.rng.next() as u32;
+        let role = Role::Joined {
+            nonce,
+            server_nonce,
+            address_id,
+        };
+        let to = SocketAddr::new(segment.dst, header.dst_port);
+        let from = SocketAddr::new(segment.src, header.src_port);
+        let mut s = Subflow::new(to, from, iface, role, iss);
+        (s.state, s.irs, s.rcv_nxt) = (State::SynReceived, header.seq.0, 1);
+        (s.server_id, s.server_backup) = (server_id, backup);
+        s.timestamps = self.config.timestamps;
+        s.ts_recent = options.timestamps.map_or(0, |t| t.tsval);
+        s.sack = self.config.sack;
+        if let (Some(peer), Some(ours)) = (options.window_scale, self.config.window_scale) {
+            (s.peer_scale, s.our_scale) = (peer, ours);
+        }
+        s.ecn.on_syn(self.config.ecn, header.flags);
+        self.subflows.push(s);
+    }
+
+    /// A segment for a join of the server's that waits for its third ACK.
+    fn on_join_ack(&mut self, now: Instant, i: usize, segment: &Segment<'_>) {
+        let header = &segment.tcp;
+        let s = &mut self.subflows[i];
+        let Role::Joined {
+            nonce,
+            server_nonce,
+            ..
+        } = s.role
+        else {
+            panic!("{:?} waits for no third ACK", s.role);
+        };
+        if header.flags.contains(TcpFlags::RST) {
+            if s.theirs(header.seq.0) == s.rcv_nxt {
+                s.state = State::Reset(header.options.mptcp.tcprst.map(|r| r.reason));
+                s.stop_timers();
+            }
+            return;
+        }
+        if header.flags.contains(TcpFlags::SYN) {
+            // Our answer was lost, or is on its way. A late copy of an earlier one has other numbers.
+            if header.seq.0 == s.irs {
+                s.sent.iter_mut().for_each(|sent| sent.due = true);
+            }
+            return;
+        }
+        if header.ack != TcpSeq(s.iss) + 1 {
+            s.answer_due = Some(header.ack.0);
+            return;
+        }
+        // RFC 8684 §3.2: the server proves itself, before anything else that it sends.
+        let proof = self.join_hmac(self.server_key, self.key, server_nonce, nonce);
+        let Some(MpJoin::Ack { hmac }) = header.options.mptcp.join else {
+            panic!("no third ACK of a join: {header:?}");
+        };
+        assert_eq!(hmac, proof, "HMAC of the third ACK");
+        assert!(segment.payload.is_empty(), "text before the fourth ACK");
+        let s = &mut self.subflows[i];
+        s.state = State::Open;
+        s.sent.clear();
+        (s.snd_una, s.timer, s.tries) = (1, None, 0);
+        self.on_segment(now, i, segment);
     }
 
     fn on_syn_ack(&mut self, i: usize, header: &TcpHeader) {
@@ -131,6 +228,7 @@ impl Client {
                     None => self.mode = Mode::Tcp,
                 }
             }
+            Role::Joined { .. } => panic!("a SYN/ACK for what the server opened"),
             Role::Join {
                 address_id,
                 backup,
@@ -274,6 +372,8 @@ impl Client {
         let ack = unwrap(s.iss, s.snd_una, header.ack.0);
         s.ecn.on_segment(segment, ack, s.snd_nxt);
         let progress = s.on_ack(now, header, pure);
+        // RFC 8684 §3.2: the third ACK of a join, for the first time or again, gets a fourth.
+        s.needs_ack |= matches!(mptcp.join, Some(MpJoin::Ack { .. }));
         // RFC 5681 §4.2: out of order, or where something is missing, it is acknowledged at once.
         if !payload.is_empty() || fin || at < s.rcv_nxt {
             let smooth = at == s.rcv_nxt && s.in_order() && !fin;

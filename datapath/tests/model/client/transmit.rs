@@ -59,7 +59,7 @@ impl Client {
             }
         }
         let s = &mut self.subflows[i];
-        if s.needs_ack && s.state != State::SynSent {
+        if s.needs_ack && !matches!(s.state, State::SynSent | State::SynReceived) {
             if s.state == State::JoinWait && s.timer.is_none() {
                 s.timer = Some(now + JOIN_ACK_RTO);
             }
@@ -328,6 +328,11 @@ impl Client {
 
     fn emit_sent(&mut self, now: Instant, i: usize, sent: &Sent) -> Vec<u8> {
         let s = &self.subflows[i];
+        if sent.syn && s.state == State::SynReceived {
+            let flags = TcpFlags::SYN | TcpFlags::ACK | s.ecn.syn_ack_flags();
+            let options = self.syn_ack_options(now, i);
+            return self.emit(i, flags, 0, options, &[]);
+        }
         if sent.syn {
             let mut options = self.syn_options(now, i);
             let mut flags = TcpFlags::SYN;
@@ -396,6 +401,40 @@ impl Client {
         self.emit(i, flags, sent.at, options, &sent.payload)
     }
 
+    /// Of the answer to a join of the server's.
+    fn syn_ack_options(&self, now: Instant, i: usize) -> TcpOptions {
+        let s = &self.subflows[i];
+        let Role::Joined {
+            nonce,
+            server_nonce,
+            address_id,
+        } = s.role
+        else {
+            panic!("{:?} answers no SYN", s.role);
+        };
+        let mut options = TcpOptions {
+            mss: Some(self.config.mss),
+            window_scale: self.config.window_scale,
+            sack_permitted: s.sack,
+            timestamps: s.timestamps.then(|| Timestamps {
+                tsval: self.now_ms(now),
+                tsecr: s.ts_recent,
+            }),
+            ..TcpOptions::default()
+        };
+        let hmac = self.join_hmac(self.key, self.server_key, nonce, server_nonce);
+        let first = hmac[..8].try_into().expect("8 of 20 octets");
+        let wrong = u64::from(self.config.quirks.wrong_join_hmac);
+        let join = MpJoin::SynAck {
+            backup: false,
+            address_id,
+            hmac: u64::from_be_bytes(first) ^ wrong,
+            nonce,
+        };
+        options.mptcp.join = (!self.config.quirks.no_join_option).then_some(join);
+        options
+    }
+
     fn syn_options(&self, now: Instant, i: usize) -> TcpOptions {
         let config = &self.config;
         let mut options = TcpOptions {
@@ -424,7 +463,7 @@ impl Client {
                     content,
                 });
             }
-            Role::Initial => {}
+            Role::Initial | Role::Joined { .. } => {}
             Role::Join {
                 address_id,
                 backup,
@@ -516,7 +555,7 @@ impl Client {
         let unscaled = self.config.receive_buffer_bytes.min(usize::from(u16::MAX)) as u16;
         let s = &mut self.subflows[i];
         let syn = flags.contains(TcpFlags::SYN);
-        let ack = if syn {
+        let ack = if !flags.contains(TcpFlags::ACK) {
             0
         } else {
             s.irs.wrapping_add(s.rcv_nxt as u32)
