@@ -163,7 +163,7 @@ impl Engine {
     /// Enters a subflow in SYN-SENT, unless something speaks against it.
     fn open_subflow(&mut self, index: usize, now: Instant, remote: RemoteAddress, route: Route) {
         // It may have waited.
-        if !self.connections[index].still_opens(&remote) {
+        if self.draining || !self.connections[index].still_opens(&remote) {
             return;
         }
         let source = self.source_for(index, remote.address, route.source);

@@ -756,7 +756,7 @@ fn connect(sim: &mut Sim, client: ClientConfig) -> usize {
 
 /// The client says where it listens on the second path.
 fn listen(sim: &mut Sim, c: usize) {
-    let at = sim.listen_address(c, 1, 7000);
+    let at = Family::of(sim.clients[c].config.server).client_at(1, c, 7000);
     sim.clients[c].listen(0, 7, at, true);
 }
 

@@ -55,6 +55,11 @@ impl Family {
         }
     }
 
+    /// Where the client of that number has other subflows than the initial one on a path.
+    pub fn client_at(self, path: usize, client: usize, port: u16) -> SocketAddr {
+        SocketAddr::new(self.host(path, 1000 + client as u16), port)
+    }
+
     /// The path that an address is on.
     pub fn path_of(address: IpAddr) -> usize {
         let number = match address {
@@ -270,20 +275,13 @@ impl Sim {
         self.join_as(c, path, false, None)
     }
 
-    /// Where a client would listen on a path.
-    pub fn listen_address(&self, c: usize, path: usize, port: u16) -> SocketAddr {
-        let family = Family::of(self.clients[c].config.server);
-        SocketAddr::new(family.host(path, 1000 + c as u16), port)
-    }
-
     /// With `again` from the address and port of a subflow on the same path that is over, if there
     /// is one.
     pub fn join_as(&mut self, c: usize, path: usize, backup: bool, again: Option<Again>) -> usize {
         let client = &mut self.clients[c];
         let n = client.subflows.len();
         let family = Family::of(client.config.server);
-        let host = family.host(path, 1000 + c as u16);
-        let local = SocketAddr::new(host, 50_000 + n as u16);
+        let local = family.client_at(path, c, 50_000 + n as u16);
         let server = family.server_at(path, client.config.server.port());
         let iface = IfaceId(path as u8);
         let before = again.and_then(|again| {

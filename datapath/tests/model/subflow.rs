@@ -184,6 +184,8 @@ pub struct Subflow {
     pub withdraws: bool,
     pub peer_scale: u8,
     pub our_scale: u8,
+    /// The server's own SYN offers to scale windows.
+    pub scales: bool,
     pub timestamps: bool,
     pub sack: bool,
     pub ecn: Ecn,
@@ -275,6 +277,7 @@ impl Subflow {
             withdraws: false,
             peer_scale: 0,
             our_scale: 0,
+            scales: false,
             timestamps: false,
             sack: false,
             ecn: Ecn::default(),

@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const AMNESTY: Duration = Duration::from_secs(150);
 /// A client that has no subflow left tries to open one so often.
 const REJOINS_MAX: usize = 20;
+/// Address IDs under which clients listen, one for each path; subflows are numbered from 0.
+const LISTENING_ID: u8 = 100;
 /// Longer than any timer of the engine.
 const LAST_TIMER: Duration = Duration::from_secs(300);
 
@@ -548,7 +550,8 @@ impl Actor<'_> {
             return;
         };
         // An address that nothing uses: nobody has to be there.
-        let unused = Family::of(self.plan.config.server).host(0, 9);
+        let family = Family::of(self.plan.config.server);
+        let unused = family.host(0, 9);
         let client = &mut sim.clients[c];
         match signal {
             Signal::Priority { on, backup } if client.config.version == 0 && on % 2 == 1 => {
@@ -561,6 +564,12 @@ impl Actor<'_> {
             Signal::Withdraw { on } => {
                 // That of a subflow that is over, or one that was never named.
                 client.withdraw(open[on % of], gone.first().copied().unwrap_or(200));
+            }
+            Signal::Listen { on, path, port } => {
+                let i = open[on % of];
+                let own_port = client.subflows[i].local.port();
+                let address = family.client_at(path, c, port.unwrap_or(own_port));
+                client.listen(i, LISTENING_ID + path as u8, address, port.is_some());
             }
         }
     }

@@ -32,7 +32,7 @@ const UNCOUPLED: [Algorithm; 2] = [Algorithm::Cubic, Algorithm::Reno];
 
 /// Draws of a seed, laid over each other. Each layer has a stream of its own: what is added in a new
 /// one leaves to every seed what it drew before.
-pub const LAYERS: u64 = 14;
+pub const LAYERS: u64 = 15;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -133,9 +133,22 @@ pub enum Abort {
 /// What a client says of its addresses, on a subflow that `on` chooses among those that are open.
 #[derive(Clone, Copy, Debug)]
 pub enum Signal {
-    Priority { on: usize, backup: bool },
-    Advertise { on: usize },
-    Withdraw { on: usize },
+    Priority {
+        on: usize,
+        backup: bool,
+    },
+    Advertise {
+        on: usize,
+    },
+    Withdraw {
+        on: usize,
+    },
+    /// Where it listens for joins: on this path, at this port, or at that of the subflow.
+    Listen {
+        on: usize,
+        path: usize,
+        port: Option<u16>,
+    },
 }
 
 impl Plan {
@@ -190,6 +203,9 @@ impl Scenario {
         }
         if layers > 13 {
             Draw::new(seed, 13).fast_opens(&mut scenario);
+        }
+        if layers > 14 {
+            Draw::new(seed, 14).listeners(&mut scenario);
         }
         scenario
     }
@@ -766,6 +782,42 @@ impl Draw {
                 });
             }
             plan.blackouts.sort_by_key(|b| b.at);
+        }
+    }
+
+    /// Servers that open subflows, and clients that say where they listen for them.
+    fn listeners(&mut self, scenario: &mut Scenario) {
+        if !self.one_in(2) {
+            return;
+        }
+        scenario.sim.addresses.open_subflows = self.pick(&[1, 1, 2, 8]);
+        scenario.sim.routes = !self.one_in(4);
+        // Version 0 knows no such thing.
+        scenario.sim.versions.v1 = true;
+        let mut sound = Vec::new();
+        for (i, path) in scenario.sim.paths.iter().enumerate() {
+            sound.extend(path.meddling.is_harmless().then_some(i));
+        }
+        for plan in &mut scenario.clients {
+            let quirks = &plan.config.quirks;
+            let spoilt = quirks.no_options_after_syn
+                || quirks.no_options_after_third_ack
+                || quirks.distrusts_paths;
+            if !plan.config.multipath || spoilt || sound.is_empty() {
+                continue;
+            }
+            plan.config.version = 1;
+            for _ in 0..1 + self.below(3) {
+                let listen = Signal::Listen {
+                    on: self.below(8),
+                    path: self.pick(&sound),
+                    port: (!self.one_in(3)).then_some(7000 + self.below(2) as u16),
+                };
+                // Most connections are short.
+                let after = Duration::from_millis(self.magnitude(5_000) as u64);
+                plan.signals.push((plan.start + after, listen));
+            }
+            plan.signals.sort_by_key(|s| s.0);
         }
     }
 

@@ -81,9 +81,9 @@ impl Client {
             "RFC 6824 shows no HMAC of an address"
         );
         assert!(segment.payload.is_empty());
-        // RFC 9293 §3.7.1, RFC 7323 §2.2, §3.2, RFC 2018 §2.
-        assert!(options.mss.is_some() && options.sack_permitted);
-        assert_eq!(options.timestamps.map(|t| t.tsecr), Some(0));
+        // RFC 9293 §3.7.1, RFC 7323 §3.2. A box on the way may have taken options out.
+        assert!(options.mss.is_some());
+        assert!(options.timestamps.is_none_or(|t| t.tsecr == 0));
         let nonce = self.rng.next() as u32;
         let iss = self.rng.next() as u32;
         let role = Role::Joined {
@@ -96,9 +96,10 @@ impl Client {
         let mut s = Subflow::new(to, from, iface, role, iss);
         (s.state, s.irs, s.rcv_nxt) = (State::SynReceived, header.seq.0, 1);
         (s.server_id, s.server_backup) = (server_id, backup);
-        s.timestamps = self.config.timestamps;
+        s.timestamps = self.config.timestamps && options.timestamps.is_some();
         s.ts_recent = options.timestamps.map_or(0, |t| t.tsval);
-        s.sack = self.config.sack;
+        s.sack = self.config.sack && options.sack_permitted;
+        s.scales = options.window_scale.is_some();
         if let (Some(peer), Some(ours)) = (options.window_scale, self.config.window_scale) {
             (s.peer_scale, s.our_scale) = (peer, ours);
         }

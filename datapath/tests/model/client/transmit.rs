@@ -414,7 +414,7 @@ impl Client {
         };
         let mut options = TcpOptions {
             mss: Some(self.config.mss),
-            window_scale: self.config.window_scale,
+            window_scale: self.config.window_scale.filter(|_| s.scales),
             sack_permitted: s.sack,
             timestamps: s.timestamps.then(|| Timestamps {
                 tsval: self.now_ms(now),
