@@ -187,11 +187,6 @@ impl Addresses {
         Learned::Kept
     }
 
-    /// How many addresses the peer announced and has not removed.
-    pub fn remote_count(&self) -> usize {
-        self.remote.len()
-    }
-
     /// Whether the peer still has this address under this ID.
     pub fn is_known(&self, remote: &RemoteAddress) -> bool {
         let same = |known: &RemoteAddress| known.id == remote.id && known.address == remote.address;
@@ -557,7 +552,7 @@ mod tests {
         assert!(!addresses.forget(100));
         assert!(addresses.forget(1));
         assert_eq!(addresses.learn(remote(1, "10.0.0.2:5000")), Learned::Kept);
-        assert_eq!(addresses.remote_count(), REMOTE_MAX);
+        assert_eq!(addresses.remote.len(), REMOTE_MAX);
     }
 
     // RFC 8684 §3.4.1: an address is tried once, and again when it is announced again or has another
