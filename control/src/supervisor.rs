@@ -75,9 +75,7 @@ pub(crate) fn run(config: Config, plan: Plan, placement: Placement) -> Result<()
         let maps = xdp.flow_map().and_then(|flows| Ok((flows, xdp.sources()?)));
         let maps = maps.map_err(|error| error.to_string())?;
         let body = move || {
-            work(
-                &team, index, port, maps, routes, &handles, &started, &wake,
-            );
+            work(&team, index, port, maps, routes, &handles, &started, &wake);
         };
         let thread = thread::Builder::new().name(format!("worker-{index}"));
         threads.push(thread.spawn(body).map_err(no_thread)?);

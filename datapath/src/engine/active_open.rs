@@ -26,6 +26,12 @@ const WAIT: Duration = Duration::from_secs(3);
 /// Attempts of a worker in a second. Clients choose whom they are made to.
 const ATTEMPTS_PER_SECOND_MAX: u32 = 1000;
 
+/// Where the port of the first subflow is taken: above those that Linux gives to its own sockets by
+/// default. So many are tried.
+const PORTS_FROM: u16 = 61_000;
+const PORTS: u32 = (u16::MAX - PORTS_FROM) as u32 + 1;
+const PORTS_TRIED: u32 = 8;
+
 /// How an address is reached, and from which of ours, if that matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
@@ -215,11 +221,10 @@ impl Engine {
         self.flows.insert(key, entry);
     }
 
-    /// The address of ours to open a subflow to `remote` from, and whether it is to be a backup: where
-    /// the service listens, on the port of the initial subflow (RFC 8684 §3.9.1); best the one that the
-    /// route prefers, then the initial one.
+    /// Where to open a subflow to `remote` from, and whether it is to be a backup: an address where the
+    /// service listens, best the one that the route prefers, then the initial one.
     fn source_for(
-        &self,
+        &mut self,
         index: usize,
         remote: SocketAddr,
         preferred: Option<IpAddr>,
@@ -231,20 +236,32 @@ impl Engine {
         }
         let connection = &self.connections[index];
         let service = &self.services[connection.service].config;
-        let port = connection.local_addr.port();
-        let preferred = preferred.map(|ip| SocketAddr::new(ip, port));
-        let mut sources = preferred
+        let initial = connection.local_addr;
+        let preferred = preferred.map(|ip| SocketAddr::new(ip, initial.port()));
+        let sources: Vec<(SocketAddr, bool)> = preferred
             .into_iter()
-            .chain([connection.local_addr])
+            .chain([initial])
             .chain(service.listen.iter().copied())
-            .filter(|local| local.port() == port && service.listen.contains(local))
-            .filter(|local| local.is_ipv4() == remote.is_ipv4());
-        sources.find_map(|local| {
-            let rule = service.addresses.join_rule(remote.ip(), local.ip());
-            let key = FlowKey::new(local, remote);
-            let in_use = self.flows.lookup(&key).is_some()
-                || self.time_wait.find(self.flows.fingerprint(&key)).is_some();
-            (rule.accept && !in_use).then_some((local, rule.backup))
+            .filter(|local| local.port() == initial.port() && service.listen.contains(local))
+            .filter(|local| local.is_ipv4() == remote.is_ipv4())
+            .map(|local| (local, service.addresses.join_rule(remote.ip(), local.ip())))
+            .filter(|(_, rule)| rule.accept)
+            .map(|(local, rule)| (local, rule.backup))
+            .collect();
+        sources.into_iter().find_map(|(local, backup)| {
+            let port = self.free_port(local, remote)?;
+            Some((SocketAddr::new(local.ip(), port), backup))
+        })
+    }
+
+    /// A port of ours for a flow from `local` to `remote`: that of the first subflow (RFC 8684 §3.9.1),
+    /// unless another connection of the client is joined from there, or another worker may have one.
+    fn free_port(&mut self, local: SocketAddr, remote: SocketAddr) -> Option<u16> {
+        let start = self.entropy.next_u32() % PORTS;
+        let others = (start..start + PORTS_TRIED).map(|n| PORTS_FROM + (n % PORTS) as u16);
+        std::iter::once(local.port()).chain(others).find(|port| {
+            let key = FlowKey::new(SocketAddr::new(local.ip(), *port), remote);
+            self.is_free_for_us(&key)
         })
     }
 }

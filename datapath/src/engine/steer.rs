@@ -205,6 +205,22 @@ impl Engine {
         self.steer_flow(key, Some(iss + 1))
     }
 
+    /// Whether nobody has this flow, which is to begin with a segment of ours.
+    pub(super) fn is_free_for_us(&mut self, key: &FlowKey) -> bool {
+        let flow = self.flows.fingerprint(key);
+        if self.flows.lookup(key).is_some() || self.time_wait.find(flow).is_some() {
+            return false;
+        }
+        let mesh = &mut self.mesh;
+        mesh.queue_home = None;
+        // The home of a flow to a service has it without an entry in the map.
+        let mut listens = self.services.iter().flat_map(|s| &s.config.listen);
+        let at_other_home = mesh.home(key).is_some_and(|home| home != mesh.worker);
+        let may_be_there = at_other_home && listens.any(|l| key.is_to(*l));
+        let mapped = mesh.flow_map.lookup(&key.octets());
+        !may_be_there && mapped.is_none_or(|entry| entry.worker == mesh.worker)
+    }
+
     /// A flow is over, without TIME-WAIT.
     pub(super) fn forget_flow(&mut self, key: &FlowKey) {
         self.flows.remove(key);

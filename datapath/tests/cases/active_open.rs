@@ -448,6 +448,20 @@ fn another_port_gets_a_subflow_and_another_address_none() {
     assert_eq!((sent[0].flags, sent[0].dst_port), (SYN, 7001));
 }
 
+// A client listens in one place for all its connections: what has the port of the first subflow already
+// leaves another one to the next.
+#[test]
+fn two_connections_are_joined_at_the_same_address() {
+    let mut pen = opened(1, |_| {});
+    assert_eq!(begun(&mut pen).src_port, SERVER.port());
+    pen.script.client = address("10.0.0.1:5555");
+    let mut pen = pen.connected(SYN, 0);
+    pen.third_ack();
+    settle(&mut pen, 0);
+    let second = begun(&mut pen);
+    assert!(second.src_port >= 61_000, "{second:?}");
+}
+
 // RFC 8684 §3.4.1: without a port it is that of the subflow which the address came on.
 #[test]
 fn an_address_without_a_port_is_joined_at_that_of_the_subflow() {

@@ -66,13 +66,19 @@ impl Pen {
         change: impl FnOnce(&mut EngineConfig),
     ) -> Pen {
         let app = TestApp::new(behaviour);
-        let mut pen = Pen {
+        let pen = Pen {
             script: Script::configured(Box::new(app.clone()), Patience::default(), change),
             app,
             server_key: 0,
             ack: TcpSeq(0),
             data_ack: 0,
         };
+        pen.connected(syn, more_flags)
+    }
+
+    /// The same engine, and a connection from where the script's client is now.
+    pub fn connected(self, syn: TcpFlags, more_flags: u8) -> Pen {
+        let mut pen = self;
         let mut options = TcpOptions::default();
         let mut offer = capable(CapableContent::Syn);
         offer.flags |= more_flags;
