@@ -629,7 +629,12 @@ mod tests {
         assert!(object.programs.contains_key(PROGRAM));
         for (name, key, value, entries) in [
             (MAP_SERVICES, size_of::<ServiceKey>(), 4, SERVICES_MAX),
-            (MAP_FLOWS, size_of::<FlowKey>(), 4, FLOWS_MAX),
+            (
+                MAP_FLOWS,
+                size_of::<FlowKey>(),
+                size_of::<FlowWords>(),
+                FLOWS_MAX,
+            ),
             (MAP_CONFIG, 4, size_of::<ConfigWords>(), 1),
             (MAP_XSKS, 4, 4, INTERFACES_MAX),
             (MAP_COUNTERS, 4, 8, Verdict::ALL.len() as u32),
