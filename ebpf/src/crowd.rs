@@ -9,8 +9,10 @@
 const WINDOW_SHIFT: u32 = 26;
 /// For how many windows an address is believed in, 10 minutes.
 const PROOF_WINDOWS: u32 = ((600 * 1_000_000_000u64) >> WINDOW_SHIFT) as u32;
-/// An address has this part of what all have together.
+/// An address has this part of what strangers have together,
 const SOURCE_SHARE: u32 = 2;
+/// and all such addresses so much: whoever has many is as bounded as whoever forges them.
+pub const SOURCES_TIMES: u32 = 2;
 
 /// The window of a time of the monotonic clock.
 #[inline(always)]

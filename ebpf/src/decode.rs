@@ -8,7 +8,7 @@ mod options;
 
 pub use options::{Join, echoed_timestamp, join};
 
-use crate::flow::{FlowKey, flow_key};
+use crate::flow::{FlowKey, Numbers, flow_key};
 
 /// VLAN tags that are followed (one 802.1ad and one 802.1Q).
 pub const VLAN_TAGS_MAX: usize = 2;
@@ -71,7 +71,8 @@ pub struct Segment {
     pub destination: [u8; 16],
     pub source_port: u16,
     pub destination_port: u16,
-    /// Octets 8 to 11 of the header, of a meaning only with ACK.
+    pub seq: u32,
+    /// Of a meaning only with ACK.
     pub ack: u32,
     /// Octet 13 of the header: CWR ECE URG ACK PSH RST SYN FIN.
     pub flags: u8,
@@ -94,13 +95,15 @@ impl Segment {
         self.flags & (FLAG_SYN | FLAG_ACK | FLAG_RST) == FLAG_ACK
     }
 
-    /// The number that it acknowledges, if any.
+    /// What it says of its flow.
     #[inline(always)]
-    pub const fn acknowledged(&self) -> Option<u32> {
+    pub const fn numbers(&self) -> Numbers {
         if self.flags & FLAG_ACK != 0 {
-            Some(self.ack)
+            Numbers::Ack(self.ack)
+        } else if self.flags & FLAG_RST != 0 {
+            Numbers::Reset(self.seq)
         } else {
-            None
+            Numbers::Neither
         }
     }
 
@@ -400,6 +403,7 @@ fn segment<B: Bytes + ?Sized>(
         destination,
         source_port: u16::from_be_bytes([header[0], header[1]]),
         destination_port: u16::from_be_bytes([header[2], header[3]]),
+        seq: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
         ack: u32::from_be_bytes([header[8], header[9], header[10], header[11]]),
         flags: header[13],
         tcp_offset,

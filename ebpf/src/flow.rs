@@ -36,15 +36,25 @@ pub const fn flow_key(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowOwner {
     pub worker: u32,
-    /// Where its client has proved nothing yet, the number after our SYN: only what acknowledges that is
-    /// of this flow. Who forges a join takes nothing else from the flow that has these addresses.
-    pub pending: Option<u32>,
+    /// Where its client has proved nothing yet: only so much is of this flow. Who forges a join takes
+    /// nothing else from the flow that has these addresses.
+    pub pending: Option<Claim>,
+}
+
+/// All that is taken of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// What acknowledges this number: of a handshake, the one after our SYN.
+    pub acknowledges: u32,
+    /// And a RST without ACK of this number: the one after the client's SYN, as a host has it that did
+    /// not send that (RFC 9293 §3.5.2).
+    pub resets: u32,
 }
 
 /// A [`FlowOwner`] as the map holds it.
-pub type FlowWords = [u32; 2];
+pub type FlowWords = [u32; 3];
 
-/// Bit of the first word, above the worker: the second one is [`FlowOwner::pending`].
+/// Bit of the first word, above the worker: the others are [`FlowOwner::pending`].
 const FLOW_PENDING: u32 = 1 << 31;
 
 impl FlowOwner {
@@ -58,8 +68,8 @@ impl FlowOwner {
 
     pub const fn to_words(self) -> FlowWords {
         match self.pending {
-            None => [self.worker, 0],
-            Some(number) => [self.worker | FLOW_PENDING, number],
+            None => [self.worker, 0, 0],
+            Some(claim) => [self.worker | FLOW_PENDING, claim.acknowledges, claim.resets],
         }
     }
 
@@ -68,19 +78,39 @@ impl FlowOwner {
         let pending = words[0] & FLOW_PENDING != 0;
         Self {
             worker: words[0] & !FLOW_PENDING,
-            pending: if pending { Some(words[1]) } else { None },
+            pending: if pending {
+                Some(Claim {
+                    acknowledges: words[1],
+                    resets: words[2],
+                })
+            } else {
+                None
+            },
         }
     }
 
-    /// Whose a segment of these addresses is that acknowledges this number, if any.
+    /// Whose a segment of these addresses is, if it is of this flow: by the number that it acknowledges,
+    /// or, of a RST without ACK, by its own.
     #[inline(always)]
-    pub const fn of_segment(&self, acknowledged: Option<u32>) -> Option<u32> {
-        match (self.pending, acknowledged) {
-            (None, _) => Some(self.worker),
-            (Some(number), Some(acknowledged)) if number == acknowledged => Some(self.worker),
-            _ => None,
-        }
+    pub const fn of_segment(&self, numbers: Numbers) -> Option<u32> {
+        let claimed = match (self.pending, numbers) {
+            (None, _) => true,
+            (Some(claim), Numbers::Ack(number)) => number == claim.acknowledges,
+            (Some(claim), Numbers::Reset(number)) => number == claim.resets,
+            (Some(_), Numbers::Neither) => false,
+        };
+        if claimed { Some(self.worker) } else { None }
     }
+}
+
+/// What a segment says of the flow that it is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbers {
+    /// It acknowledges this.
+    Ack(u32),
+    /// It is a RST of this number, without ACK.
+    Reset(u32),
+    Neither,
 }
 
 /// [`flow_key`] of socket addresses.
@@ -189,18 +219,26 @@ mod tests {
     fn a_flow_that_is_pending_is_the_segment_that_completes_its_handshake() {
         let pending = FlowOwner {
             worker: 3,
-            pending: Some(7),
+            pending: Some(Claim {
+                acknowledges: 7,
+                resets: 5,
+            }),
         };
         for owner in [pending, FlowOwner::proven(3)] {
             assert_eq!(FlowOwner::from_words(owner.to_words()), owner);
         }
-        assert_eq!(pending.of_segment(Some(7)), Some(3));
-        assert_eq!(
-            [Some(6), Some(8), None].map(|n| pending.of_segment(n)),
-            [None; 3]
-        );
-        let any = [Some(7), Some(8), None].map(|n| FlowOwner::proven(3).of_segment(n));
-        assert_eq!(any, [Some(3); 3]);
+        for (numbers, claimed) in [
+            (Numbers::Ack(7), true),
+            (Numbers::Reset(5), true),
+            (Numbers::Ack(6), false),
+            (Numbers::Ack(8), false),
+            (Numbers::Ack(5), false),
+            (Numbers::Reset(7), false),
+            (Numbers::Neither, false),
+        ] {
+            assert_eq!(pending.of_segment(numbers), claimed.then_some(3));
+            assert_eq!(FlowOwner::proven(3).of_segment(numbers), Some(3));
+        }
     }
 
     proptest! {

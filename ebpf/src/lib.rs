@@ -9,7 +9,9 @@ pub mod crowd;
 pub mod decode;
 mod flow;
 
-pub use flow::{FlowKey, FlowOwner, FlowWords, flow_key, flow_key_of, home, queue_home};
+pub use flow::{
+    Claim, FlowKey, FlowOwner, FlowWords, Numbers, flow_key, flow_key_of, home, queue_home,
+};
 
 use core::net::{IpAddr, SocketAddr};
 

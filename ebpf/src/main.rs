@@ -18,8 +18,8 @@ use aya_ebpf::{
 use mpx_ebpf::{
     Config, ConfigWords, ENTRY_ADDRESS, ENTRY_ANNOUNCE, ENTRY_JOINS, ENTRY_KERNEL, ENTRY_SERVICE,
     FLAG_DIRECT, FLAG_DROP_INVALID_JOINS, FLAG_FLOW_HASH_NIC, FLOWS_MAX, FlowKey, FlowOwner,
-    FlowWords, INTERFACES_MAX, SERVICES_MAX, SLOTS_MAX, SOURCES_MAX, ServiceKey, VERDICTS, Verdict,
-    address_key,
+    FlowWords, INTERFACES_MAX, Numbers, SERVICES_MAX, SLOTS_MAX, SOURCES_MAX, ServiceKey, VERDICTS,
+    Verdict, address_key,
     crowd::{self, SourceKey, SourceWords, Tally},
     decode::{self, Bytes, Join, Segment, Walk},
     flow_key, home, queue_home, service_key, slot,
@@ -45,9 +45,9 @@ static XSKS: HashOfMaps<u32, XskMap<{ SLOTS_MAX as usize }>, { INTERFACES_MAX as
 #[btf_map]
 static SOURCES: LruHashMap<SourceKey, SourceWords, { SOURCES_MAX as usize }> = LruHashMap::new();
 
-/// What was let through of either kind of [`Crowd`].
+/// What was let through of either kind of [`Crowd`], and of SYNs from proven sources.
 #[btf_map]
-static TALLIES: PerCpuArray<Tally, 2> = PerCpuArray::new();
+static TALLIES: PerCpuArray<Tally, 3> = PerCpuArray::new();
 
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { VERDICTS as usize }> = PerCpuArray::new();
@@ -97,7 +97,7 @@ fn judge(ctx: &XdpContext) -> Verdict {
                 Some((source_port, port)) => {
                     let key = flow_key(source, source_port, destination, port);
                     entry(&service_key(destination, port)) & ENTRY_SERVICE != 0
-                        || flow(&key, None).is_some()
+                        || flow(&key, Numbers::Neither).is_some()
                 }
                 None => is_served(destination),
             };
@@ -123,7 +123,7 @@ fn judge(ctx: &XdpContext) -> Verdict {
             // It quotes a segment of ours, so its destination is the remote side.
             let key = flow_key(destination, destination_port, source, source_port);
             let is_service = entry(&service_key(source, source_port)) & ENTRY_SERVICE != 0;
-            match (flow(&key, None), is_service) {
+            match (flow(&key, Numbers::Neither), is_service) {
                 (Some(worker), _) => redirect(ctx, Target::Worker(worker), Verdict::RedirectTooBig),
                 (None, true) => redirect(ctx, Target::Home(&key), Verdict::RedirectTooBig),
                 (None, false) => Verdict::PassNotTcp,
@@ -176,7 +176,7 @@ fn judge_segment(ctx: &XdpContext, segment: &Segment) -> Verdict {
         }
     }
     let key = segment.flow_key();
-    if let Some(worker) = flow(&key, segment.acknowledged()) {
+    if let Some(worker) = flow(&key, segment.numbers()) {
         return redirect(ctx, Target::Worker(worker), Verdict::RedirectFlow);
     }
     if !is_service {
@@ -197,6 +197,20 @@ enum Crowd {
     Strays = 1,
 }
 
+/// The tally of SYNs from sources that are known.
+const KNOWN: u32 = 2;
+
+/// Counts one more in this CPU's tally, if there may be one.
+#[inline(always)]
+fn take(tally: u32, window: u32, max: u32) -> bool {
+    match TALLIES.get_ptr_mut(tally) {
+        // SAFETY: the pointer is to this CPU's own value, and an XDP program is not preempted by
+        // another one on its CPU.
+        Some(tally) => crowd::take(unsafe { &mut *tally }, window, max),
+        None => true,
+    }
+}
+
 impl Crowd {
     /// The verdict on what is one too many.
     #[inline(always)]
@@ -207,18 +221,14 @@ impl Crowd {
         };
         // SAFETY: a helper without arguments.
         let window = crowd::window_of(unsafe { bpf_ktime_get_ns() });
-        let mut taken = match TALLIES.get_ptr_mut(self as u32) {
-            // SAFETY: the pointer is to this CPU's own value, and an XDP program is not preempted by
-            // another one on its CPU.
-            Some(tally) => crowd::take(unsafe { &mut *tally }, window, max),
-            None => true,
-        };
+        let mut taken = take(self as u32, window, max);
         if let (false, Crowd::Syns) = (taken, self)
             && let Some(source) = SOURCES.get_ptr_mut(crowd::source_key(segment.source))
         {
             // SAFETY: three words, each read and written on its own. Where another CPU, or user space,
             // does so meanwhile, a few SYNs more or less are counted.
-            taken = crowd::take_of_source(unsafe { &mut *source }, window, max);
+            taken = crowd::take_of_source(unsafe { &mut *source }, window, max)
+                && take(KNOWN, window, max.saturating_mul(crowd::SOURCES_TIMES));
         }
         if taken { None } else { Some(refused) }
     }
@@ -324,14 +334,14 @@ fn entry(key: &ServiceKey) -> u32 {
     unsafe { SERVICES.get(key).copied() }.unwrap_or(0)
 }
 
-/// The worker that the flows map names for what acknowledges this number.
+/// The worker that the flows map names for a segment that says this of its flow.
 #[inline(always)]
-fn flow(key: &FlowKey, acknowledged: Option<u32>) -> Option<u32> {
-    // SAFETY: the value is two words, copied out at once. If its entry is changed, or removed and used
+fn flow(key: &FlowKey, numbers: Numbers) -> Option<u32> {
+    // SAFETY: the value is three words, copied out at once. If its entry is changed, or removed and used
     // again, in between, they are those of another time or flow: the worker that gets the frame passes
     // it on, and a segment that the kernel gets too early comes again.
     let words = unsafe { FLOWS.get(key).copied() }?;
-    FlowOwner::from_words(words).of_segment(acknowledged)
+    FlowOwner::from_words(words).of_segment(numbers)
 }
 
 #[inline(always)]

@@ -190,19 +190,25 @@ impl Engine {
             return true;
         }
         let full = self.connections.len() >= self.config.connections_max;
-        if full && !self.end_oldest_stranded(now) {
-            self.metrics.listen_overflows += 1;
-            return true;
-        }
-        if !self.memory.admits(CONNECTION_BYTES) {
-            self.end_oldest_stranded(now);
-            self.metrics.memory_refused += 1;
+        let room = self.memory.admits(CONNECTION_BYTES);
+        if (full || !room) && self.stranded.count() == 0 {
+            // There may be room when it comes again.
+            self.metrics.listen_overflows += u64::from(full);
+            self.metrics.memory_refused += u64::from(!room);
             return true;
         }
         // A late copy of a segment is to open no second connection, nor bring its text twice.
         let iss = header.ack - 1;
         if !self.spend_cookie(now, &key, [facts.irs, iss]) {
             self.metrics.syncookies_failed += 1;
+            return false;
+        }
+        // One cookie ends one connection that waits, and no more.
+        if full || !room {
+            self.end_oldest_stranded(now);
+        }
+        if !self.memory.admits(CONNECTION_BYTES) {
+            self.metrics.memory_refused += 1;
             return false;
         }
         self.metrics.syncookies_recv += 1;

@@ -3,6 +3,7 @@
 use super::Engine;
 use super::flow::{FlowEntry, FlowKey};
 use super::listen::Ends;
+use super::steer::claim;
 use crate::mptcp::close::{RST_MPTCP_SPECIFIC, RST_NO_RESOURCES, RST_PROHIBITED};
 use crate::mptcp::subflow::SUBFLOW_BYTES;
 use crate::mptcp::{Handshake, Mode, Version};
@@ -96,18 +97,16 @@ impl Engine {
         }
         let connection = &mut self.connections[index];
         let initial = connection.local_addr.ip();
-        let Some(local_id) = connection.addresses.local_id(local, initial) else {
+        let local_id = connection.addresses.local_id(local, initial);
+        let service = connection.service;
+        let iss = self.initial_sequence(now, segment, last_used);
+        let claim = claim(iss + 1, segment.tcp.seq + 1);
+        let Some(local_id) = local_id.filter(|_| self.steer_flow(key, Some(claim))) else {
+            self.join_limit.give_back(segment.src);
             self.metrics.mp_join_rejected += 1;
             self.refuse_join(now, iface, segment, version, RST_NO_RESOURCES);
             return;
         };
-        let service = connection.service;
-        let iss = self.initial_sequence(now, segment, last_used);
-        if !self.steer_flow(key, Some(iss + 1)) {
-            self.metrics.mp_join_rejected += 1;
-            self.refuse_join(now, iface, segment, version, RST_NO_RESOURCES);
-            return;
-        }
         let handshake = Handshake::Join {
             local_nonce: self.entropy.next_u32(),
             remote_nonce: nonce,

@@ -271,6 +271,15 @@ impl Engine {
                 let connection = &mut self.connections[index];
                 connection.set_allowance(self.memory.allowance());
                 let opening = connection.is_opening(subflow as usize);
+                if opening
+                    && !arrival.forwarded
+                    && !connection.is_initial(subflow as usize)
+                    && !steer::is_claimed(&connection.subflows[subflow as usize], segment)
+                    && let Some(verdict) = self.pass_on(now, segment, &key, arrival)
+                {
+                    return verdict;
+                }
+                let connection = &mut self.connections[index];
                 let received =
                     connection.on_segment(subflow as usize, now, iface, segment, &mut self.metrics);
                 let opened = opening && connection.is_open(subflow as usize);

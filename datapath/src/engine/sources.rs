@@ -5,6 +5,8 @@ use super::flow::SipState;
 use crate::rand::Entropy;
 use crate::steering::Sources;
 use crate::time::{Duration, Instant};
+use mpx_ebpf::address_octets;
+use mpx_ebpf::crowd::source_key;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 
@@ -31,7 +33,7 @@ impl ProvenSources {
 
     /// A client at `source` has completed a handshake.
     pub(super) fn prove(&mut self, now: Instant, source: IpAddr) {
-        let hash = self.hasher.hash_one(source);
+        let hash = self.hasher.hash_one(source_key(address_octets(source)));
         let place = &mut self.told[hash as usize % PLACES];
         if place.0 != hash || now.since(place.1) >= TOLD_AGAIN {
             *place = (hash, now);
@@ -75,6 +77,12 @@ mod tests {
         ] {
             proven.prove(Instant::from_millis(ms), source);
             assert_eq!(told.try_recv().ok(), news.then_some(source), "{ms}");
+        }
+        // Hosts of an IPv6 network are one.
+        for (host, news) in [(1, true), (2, false)] {
+            let source = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, host]);
+            proven.prove(Instant::from_millis(61_000), source);
+            assert_eq!(told.try_recv().ok(), news.then_some(source));
         }
     }
 }

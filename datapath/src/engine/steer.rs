@@ -7,6 +7,8 @@
 
 use super::Engine;
 use super::flow::FlowKey;
+use crate::mptcp::Subflow;
+use crate::mptcp::connection::TimeWaitState;
 use crate::seq::TcpSeq;
 use crate::steering::{Arrival, FlowMap, FlowRefused, MemoryFlowMap, Verdict};
 use crate::time::Instant;
@@ -14,7 +16,7 @@ use crate::wire::frame::Segment;
 use crate::wire::icmp::PacketTooBig;
 use crate::wire::mptcp::MpJoin;
 use crate::wire::tcp::TcpFlags;
-use mpx_ebpf::FlowOwner;
+use mpx_ebpf::{Claim, FlowOwner, Numbers};
 use std::collections::{HashMap, VecDeque};
 
 /// What may wait for the other workers.
@@ -41,6 +43,35 @@ pub(super) struct Mesh {
     /// Where the frame at hand came in; `None` if it was passed on.
     queue_home: Option<u32>,
     messages: VecDeque<Message>,
+}
+
+/// All that is taken of a flow: what acknowledges one number, and a RST of another.
+pub(super) fn claim(acknowledges: TcpSeq, resets: TcpSeq) -> Claim {
+    Claim {
+        acknowledges: acknowledges.0,
+        resets: resets.0,
+    }
+}
+
+/// What a segment says of its flow, as the XDP program sees it.
+fn numbers(segment: &Segment<'_>) -> Numbers {
+    let header = &segment.tcp;
+    if header.flags.contains(TcpFlags::ACK) {
+        Numbers::Ack(header.ack.0)
+    } else if header.flags.contains(TcpFlags::RST) {
+        Numbers::Reset(header.seq.0)
+    } else {
+        Numbers::Neither
+    }
+}
+
+/// Whether a segment is of a subflow that is being joined, or of whoever else has these addresses.
+pub(super) fn is_claimed(subflow: &Subflow, segment: &Segment<'_>) -> bool {
+    let owner = FlowOwner {
+        worker: 0,
+        pending: Some(claim(subflow.tx.iss + 1, subflow.rx.rcv_nxt)),
+    };
+    owner.of_segment(numbers(segment)).is_some()
 }
 
 /// Whose a segment is.
@@ -143,11 +174,10 @@ impl Engine {
     }
 
     /// Lets segments of a flow find this worker, before the first of ours leaves: all of them, or, where
-    /// its client has proved nothing yet, those that acknowledge `pending`. `false`: the flow must not
-    /// come to be.
+    /// its client has proved nothing yet, those of a claim. `false`: the flow must not come to be.
     // RFC 8684 §5: whoever has a token may forge the addresses of a join. If that were enough to have
     // all segments of these addresses, he could take a flow of the kernel's, or of another worker.
-    pub(super) fn steer_flow(&mut self, key: FlowKey, pending: Option<TcpSeq>) -> bool {
+    pub(super) fn steer_flow(&mut self, key: FlowKey, pending: Option<Claim>) -> bool {
         let at_home = self.mesh.home(&key) == Some(self.mesh.worker);
         let service = self.services.iter();
         let mut listens = service.flat_map(|s| &s.config.listen);
@@ -156,7 +186,7 @@ impl Engine {
         }
         let owner = FlowOwner {
             worker: self.mesh.worker,
-            pending: pending.map(|number| number.0),
+            pending,
         };
         let octets = key.octets();
         while let Err(refused) = self.mesh.flow_map.insert(&octets, owner) {
@@ -175,14 +205,26 @@ impl Engine {
 
     /// The client of a flow that was pending has proved itself: all its segments are ours.
     pub(super) fn confirm_flow(&mut self, key: &FlowKey) {
+        self.steer_again(key, None);
+    }
+
+    /// A flow is in TIME-WAIT: what still comes of it acknowledges our FIN. Its addresses are free for
+    /// another one, whoever has that.
+    pub(super) fn release_flow(&mut self, key: &FlowKey, state: &TimeWaitState) {
+        self.steer_again(key, Some(claim(state.snd_nxt, state.rcv_nxt)));
+    }
+
+    fn steer_again(&mut self, key: &FlowKey, pending: Option<Claim>) {
         let mesh = &mut self.mesh;
-        if !mesh.mapped.contains_key(&self.flows.fingerprint(key)) {
-            return;
+        if mesh.mapped.contains_key(&self.flows.fingerprint(key)) {
+            let owner = FlowOwner {
+                worker: mesh.worker,
+                pending,
+            };
+            // Where its entry was lost, and there is no room or another worker has one, its timestamps
+            // and the other workers are left.
+            let _ = mesh.flow_map.insert(&key.octets(), owner);
         }
-        // Where its entry was lost and there is no room, its timestamps and the other workers are left.
-        let owner = FlowOwner::proven(mesh.worker);
-        let confirmed = mesh.flow_map.insert(&key.octets(), owner).is_ok();
-        self.metrics.flow_map_full += u64::from(!confirmed);
     }
 
     /// Room for a flow in the map: of those in TIME-WAIT the one that has been so for longest is
@@ -202,7 +244,8 @@ impl Engine {
     /// homes, nothing has come yet that tells this one's.
     pub(super) fn steer_own_flow(&mut self, key: FlowKey, iss: TcpSeq) -> bool {
         self.mesh.queue_home = None;
-        self.steer_flow(key, Some(iss + 1))
+        // A RST in SYN-SENT acknowledges our SYN.
+        self.steer_flow(key, Some(claim(iss + 1, iss)))
     }
 
     /// Whether nobody has this flow, which is to begin with a segment of ours.
@@ -303,9 +346,8 @@ impl Engine {
         }
         if self.flow_lookup_limit.take(now, &mut *self.entropy) {
             self.metrics.flow_lookups += 1;
-            let acknowledged = flags.contains(TcpFlags::ACK).then_some(segment.tcp.ack.0);
             let entry = self.mesh.flow_map.lookup(&key.octets());
-            let mapped = entry.and_then(|entry| entry.of_segment(acknowledged));
+            let mapped = entry.and_then(|entry| entry.of_segment(numbers(segment)));
             if let Some(worker) = mapped.filter(|&worker| worker < self.mesh.config.workers) {
                 return Owner::Worker(worker);
             }

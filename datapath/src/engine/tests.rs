@@ -6,7 +6,7 @@ use crate::crypto::token_and_idsn;
 use crate::mptcp::connection::TimeWaitState;
 use crate::mptcp::subflow::Reset;
 use crate::rand::ChaChaEntropy;
-use crate::steering::MemoryFlowMap;
+use crate::steering::{FlowMap, MemoryFlowMap, gives_way};
 use crate::tcp::State;
 use crate::tcp::congestion::Algorithm;
 use crate::tcp::fast_open::FastOpen;
@@ -14,6 +14,7 @@ use crate::time::Duration;
 use crate::wire::checksum;
 use crate::wire::frame::Link;
 use crate::wire::mptcp::{CapableContent, MpCapable};
+use mpx_ebpf::{FlowOwner, Numbers};
 use std::net::SocketAddr;
 
 const SERVER: &str = "10.0.0.2:7";
@@ -378,6 +379,11 @@ fn a_full_map_of_flows_takes_the_place_of_the_oldest_time_wait_and_then_refuses(
     for port in [2, 1] {
         engine.enter_time_wait(now, &key(port), &state);
     }
+    // Its addresses are free for another flow; what is late of it acknowledges our FIN.
+    let entry = flows.clone().lookup(&key(2).octets()).expect("it is there");
+    let of = |numbers| entry.of_segment(numbers);
+    assert_eq!([Numbers::Ack(1), Numbers::Ack(2)].map(of), [Some(0), None]);
+    assert!(gives_way(entry, FlowOwner::proven(1)));
     assert!(engine.steer_flow(key(4), None));
     assert_eq!([1, 2, 3, 4].map(in_map), [true, false, true, true]);
     assert_eq!(engine.time_wait.len(), 2, "it is still answered for");

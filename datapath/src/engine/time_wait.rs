@@ -211,6 +211,7 @@ impl Engine {
             self.metrics.time_wait_overflow += 1;
             self.forget_steered(evicted);
         }
+        self.release_flow(key, state);
         self.mesh.on_time_wait(flow, self.config.time_wait_max);
     }
 

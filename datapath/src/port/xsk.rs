@@ -309,8 +309,8 @@ impl Sockets {
     }
 }
 
-/// Of the frames that transmit on a queue, those that each borrower has for its own: as many as are left
-/// for the home at least.
+/// Of the frames that transmit on a queue, those that each borrower has for its own: no more than are left
+/// for the home.
 fn parts(frames: Range<usize>, borrowers: usize) -> impl Iterator<Item = Range<usize>> {
     let part = frames.len() / (borrowers + 1);
     (1..=borrowers).map(move |index| {

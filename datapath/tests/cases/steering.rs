@@ -8,7 +8,7 @@ use mpx_datapath::engine::Patience;
 use mpx_datapath::seq::TcpSeq;
 use mpx_datapath::steering::{FlowMap, MemoryFlowMap, Verdict};
 use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions, Timestamps};
-use mpx_ebpf::{FlowKey, FlowOwner, flow_key_of, home};
+use mpx_ebpf::{Claim, FlowKey, FlowOwner, Numbers, flow_key_of, home};
 use std::net::SocketAddr;
 
 const HASH_KEY: [u64; 2] = [3, 4];
@@ -166,17 +166,52 @@ fn a_join_claims_the_segments_of_its_addresses_when_its_client_has_proved_itself
     let (mut pen, joining) = joining(&flows);
     pen.join();
     let (syn_ack, _) = pen.answer();
-    let claimed = |flows: &mut MemoryFlowMap, acknowledged| {
+    let claimed = |flows: &mut MemoryFlowMap, numbers| {
         let entry = flows.lookup(&key(joining)).expect("the join is known");
-        entry.of_segment(acknowledged)
+        entry.of_segment(numbers)
     };
     let next = (syn_ack.seq + 1).0;
-    let others = [None, Some(next - 1), Some(next + 1)];
-    assert_eq!(claimed(&mut flows, Some(next)), Some(0));
-    assert_eq!(others.map(|n| claimed(&mut flows, n)), [None; 3]);
+    // A host that sent no SYN resets what it gets with the number that this acknowledges.
+    let resets = syn_ack.ack.0;
+    let others = [
+        Numbers::Ack(next - 1),
+        Numbers::Ack(next + 1),
+        Numbers::Reset(resets + 1),
+        Numbers::Neither,
+    ];
+    for numbers in [Numbers::Ack(next), Numbers::Reset(resets)] {
+        assert_eq!(claimed(&mut flows, numbers), Some(0));
+    }
+    assert_eq!(others.map(|n| claimed(&mut flows, n)), [None; 4]);
     pen.join_ack(&syn_ack, true);
-    assert_eq!(others.map(|n| claimed(&mut flows, n)), [Some(0); 3]);
+    assert_eq!(others.map(|n| claimed(&mut flows, n)), [Some(0); 4]);
     assert_eq!(pen.script.engine.metrics.mp_join_ack_rx, 1);
+}
+
+/// Nor does it where frames come to any worker: what is not of the join goes to whoever has the addresses.
+#[test]
+fn a_join_that_is_pending_keeps_no_segment_from_another_worker() {
+    let flows = MemoryFlowMap::new(8);
+    let (mut pen, joining) = joining(&flows);
+    pen.join();
+    let (syn_ack, _) = pen.answer();
+    pen.script.client = joining;
+    let ack = syn_ack.seq + 1;
+    let plain = TcpOptions::default();
+    let (theirs, ours) = (Verdict::Forward(1), Verdict::Taken);
+    for (ack, flags, options, verdict) in [
+        (ack + 1, ACK, plain, theirs),
+        (ack + 1, ACK, echoing(0x101), theirs),
+        (TcpSeq(0), TcpFlags::RST, plain, theirs),
+        (ack, ACK, echoing(0x100), ours),
+    ] {
+        let judged = pen.script.judge(77, ack, flags, options, b"theirs");
+        assert_eq!(judged, verdict, "{flags:?} {ack:?}");
+    }
+    // Once and not twice.
+    pen.script.forwarded = true;
+    let judged = pen.script.judge(77, ack + 1, ACK, plain, b"theirs");
+    assert_eq!(judged, Verdict::Taken);
 }
 
 #[test]
@@ -195,7 +230,10 @@ fn a_join_that_proves_nothing_leaves_no_claim() {
 fn a_flow_that_is_proven_is_not_claimed_by_another_worker() {
     let theirs = FlowOwner::proven(1);
     let pending = FlowOwner {
-        pending: Some(7),
+        pending: Some(Claim {
+            acknowledges: 7,
+            resets: 7,
+        }),
         ..theirs
     };
     for (entry, taken) in [(theirs, true), (pending, false)] {

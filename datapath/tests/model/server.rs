@@ -19,7 +19,7 @@ use mpx_datapath::time::{Duration, Instant};
 use mpx_datapath::wire::frame::Segment;
 use mpx_datapath::wire::mptcp::MpJoin;
 use mpx_datapath::wire::tcp::TcpFlags;
-use mpx_ebpf::OWNER_BITS_DEFAULT;
+use mpx_ebpf::{Numbers, OWNER_BITS_DEFAULT};
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
@@ -332,9 +332,15 @@ impl Program {
         let to = SocketAddr::new(segment.dst, segment.tcp.dst_port);
         let key = mpx_ebpf::flow_key_of(from, to);
         let flags = segment.tcp.flags;
-        let acknowledged = flags.contains(TcpFlags::ACK).then_some(segment.tcp.ack.0);
+        let numbers = if flags.contains(TcpFlags::ACK) {
+            Numbers::Ack(segment.tcp.ack.0)
+        } else if flags.contains(TcpFlags::RST) {
+            Numbers::Reset(segment.tcp.seq.0)
+        } else {
+            Numbers::Neither
+        };
         let entry = self.flows.lookup(&key);
-        let mapped = entry.and_then(|entry| entry.of_segment(acknowledged));
+        let mapped = entry.and_then(|entry| entry.of_segment(numbers));
         let named = self.named(&segment, to, mapped)?;
         if !faults.direct || self.rng.permille(faults.wrong_worker_permille) {
             return Some(queue_home);

@@ -13,6 +13,7 @@ const V4_DESTINATION: [u8; 4] = [10, 9, 1, 2];
 const V6_SOURCE: [u8; 16] = [0xfd, 0, 0, 9, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const V6_DESTINATION: [u8; 16] = [0xfd, 0, 0, 9, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
 const FLAGS: u8 = 0x12;
+const SEQ_NUMBER: u32 = 0x0506_0708;
 const ACK_NUMBER: u32 = 0x0102_0304;
 
 fn ethernet(tags: &[u16], ethertype: u16) -> Vec<u8> {
@@ -29,6 +30,7 @@ fn tcp(source_port: u16, destination_port: u16) -> Vec<u8> {
     let mut header = vec![0; 20];
     header[0..2].copy_from_slice(&source_port.to_be_bytes());
     header[2..4].copy_from_slice(&destination_port.to_be_bytes());
+    header[4..8].copy_from_slice(&SEQ_NUMBER.to_be_bytes());
     header[8..12].copy_from_slice(&ACK_NUMBER.to_be_bytes());
     header[12] = 5 << 4;
     header[13] = FLAGS;
@@ -522,6 +524,7 @@ proptest! {
             destination: V6_DESTINATION,
             source_port: 4000,
             destination_port: 80,
+            seq: SEQ_NUMBER,
             ack: ACK_NUMBER,
             flags: FLAGS,
             tcp_offset: frame.len() - 20,

@@ -217,8 +217,9 @@ fn refused(
         .fetch(Client::Mptcp, Family::V4, port, "small")
         .limit(limit)
         .output()?;
-    // curl: 52 is an empty reply, 56 a failure to receive, 7 a reset before it saw the connection.
-    if !matches!(output.status.code(), Some(7 | 52 | 56)) {
+    // curl: 52 is an empty reply, 55 a failure to send, 56 one to receive, 7 a reset before it saw the
+    // connection.
+    if !matches!(output.status.code(), Some(7 | 52 | 55 | 56)) {
         return Err(format!(
             "curl ended with {} instead of a reset or an early end: {}",
             output.status,
