@@ -11,10 +11,14 @@ use crate::metrics::Metrics;
 use crate::port::IfaceId;
 use crate::tcp::State;
 use crate::tcp::offer::Offer;
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::wire::frame::Segment;
 use crate::wire::mptcp::MpJoin;
 use crate::wire::tcp::{TcpFlags, TcpOptions};
+
+/// From the RST for a flow that the peer should not have any more to the second SYN, as Linux has it
+/// about.
+const SYN_AGAIN: Duration = Duration::from_millis(10);
 
 impl Connection {
     /// The next address of the peer to open a subflow to, if there is to be one more. `waiting` do not
@@ -107,10 +111,16 @@ impl Connection {
         metrics: &mut Metrics,
     ) -> bool {
         let header = &segment.tcp;
-        let tx = &self.subflows[index].tx;
+        let subflow = &mut self.subflows[index];
+        let tx = &mut subflow.tx;
         let acknowledges = header.flags.contains(TcpFlags::ACK);
         let is_sent = tx.snd_nxt != tx.iss;
         if acknowledges && !(is_sent && header.ack == tx.snd_nxt) {
+            if subflow.handshake_transmissions == 1 {
+                // The peer still has a flow of before, in TIME-WAIT as a rule: its ACK is the answer to
+                // our SYN. The RST ends that, and the next SYN need not wait for its timer.
+                tx.rto_at = Some(now + SYN_AGAIN);
+            }
             return true;
         }
         if header.flags.contains(TcpFlags::RST) {

@@ -394,6 +394,28 @@ fn odd_segments_in_syn_sent() {
     assert_hmac(&pen, &syn, &third);
 }
 
+// A client that has the same addresses and ports in TIME-WAIT may take our SYN for an old one (RFC 9293
+// §3.6.1) and acknowledge what it knows. Our RST ends that, and the SYN comes again soon, once.
+#[test]
+fn what_a_client_has_in_time_wait_holds_up_a_join_for_a_moment_only() {
+    let mut pen = opened(1, |_| {});
+    let syn = begun(&mut pen);
+    let none = TcpOptions::default();
+    reply(&mut pen, ISS, syn.seq + 30_000_000, ACK, none, &[]);
+    assert_eq!(one(&mut pen).flags, RST);
+    pen.script.wait(10 * MS - Duration::from_nanos(1));
+    assert_eq!(pen.script.answers(), []);
+    pen.script.wait(Duration::from_nanos(1));
+    let again = one(&mut pen);
+    assert_eq!((again.flags, again.seq), (SYN, syn.seq));
+    reply(&mut pen, ISS, syn.seq + 30_000_000, ACK, none, &[]);
+    assert_eq!(one(&mut pen).flags, RST);
+    pen.script.wait(2 * SECOND - MS);
+    assert_eq!(pen.script.answers(), [], "twice would be a storm");
+    pen.script.wait(MS);
+    assert_eq!(one(&mut pen).flags, SYN);
+}
+
 // RFC 8684 §3.4.1: whoever refuses is not asked again, until he announces that address again.
 #[test]
 fn a_refusal_ends_it() {
