@@ -26,7 +26,7 @@ const WAIT: Duration = Duration::from_secs(3);
 /// Attempts of a worker in a second. Clients choose whom they are made to.
 const ATTEMPTS_PER_SECOND_MAX: u32 = 1000;
 
-/// Where the port of the first subflow is taken: above those that Linux gives to its own sockets by
+/// Where it is not the port of the first subflow: above those that Linux gives to its own sockets by
 /// default. So many are tried.
 const PORTS_FROM: u16 = 61_000;
 const PORTS: u32 = (u16::MAX - PORTS_FROM) as u32 + 1;
@@ -172,7 +172,7 @@ impl Engine {
         if self.draining || !self.connections[index].still_opens(&remote) {
             return;
         }
-        let source = self.source_for(index, remote.address, route.source);
+        let source = self.source_for(index, &remote, route.source);
         let room = self.memory.admits(SUBFLOW_BYTES);
         self.metrics.memory_refused += u64::from(!room);
         let Some((local, backup)) = source.filter(|_| room) else {
@@ -226,9 +226,10 @@ impl Engine {
     fn source_for(
         &mut self,
         index: usize,
-        remote: SocketAddr,
+        to: &RemoteAddress,
         preferred: Option<IpAddr>,
     ) -> Option<(SocketAddr, bool)> {
+        let remote = to.address;
         let mut listens = self.services.iter().flat_map(|s| &s.config.listen);
         let of_ours = |announced: &super::Announced| announced.addresses.contains(&remote.ip());
         if listens.any(|l| l.ip() == remote.ip()) || self.config.announced.iter().any(of_ours) {
@@ -249,18 +250,20 @@ impl Engine {
             .map(|(local, rule)| (local, rule.backup))
             .collect();
         sources.into_iter().find_map(|(local, backup)| {
-            let port = self.free_port(local, remote)?;
+            let port = self.free_port(local, to)?;
             Some((SocketAddr::new(local.ip(), port), backup))
         })
     }
 
-    /// A port of ours for a flow from `local` to `remote`: that of the first subflow (RFC 8684 §3.9.1),
-    /// unless another connection of the client is joined from there, or another worker may have one.
-    fn free_port(&mut self, local: SocketAddr, remote: SocketAddr) -> Option<u16> {
+    /// A port of ours for a flow from `local`: that of the first subflow (RFC 8684 §3.9.1), unless it is
+    /// in use or another worker may have it. Where the client names a port it listens there for all of
+    /// its connections, those included that it has in TIME-WAIT: then it is a port of this one's alone.
+    fn free_port(&mut self, local: SocketAddr, to: &RemoteAddress) -> Option<u16> {
         let start = self.entropy.next_u32() % PORTS;
         let others = (start..start + PORTS_TRIED).map(|n| PORTS_FROM + (n % PORTS) as u16);
-        std::iter::once(local.port()).chain(others).find(|port| {
-            let key = FlowKey::new(SocketAddr::new(local.ip(), *port), remote);
+        let first = (!to.names_port).then_some(local.port());
+        first.into_iter().chain(others).find(|port| {
+            let key = FlowKey::new(SocketAddr::new(local.ip(), *port), to.address);
             self.is_free_for_us(&key)
         })
     }

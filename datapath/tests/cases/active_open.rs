@@ -33,6 +33,10 @@ fn address(text: &str) -> SocketAddr {
 /// Where [`Pen::join`] comes from.
 const JOINED: SocketAddr = SocketAddr::new(CLIENT.ip(), 5001);
 
+fn ip_of(text: &str) -> IpAddr {
+    address(text).ip()
+}
+
 /// The client's other address, where it listens.
 fn other() -> SocketAddr {
     address("10.0.1.1:7000")
@@ -93,6 +97,9 @@ fn announce(pen: &mut Pen, id: u8, address: SocketAddr, with_port: bool) -> Vec<
     let echo = |h: &TcpHeader| h.options.mptcp.add_addr.is_some();
     let echoes = sent.extract_if(.., |h| echo(h)).count();
     assert_eq!(echoes, 1);
+    if let Some(syn) = sent.first() {
+        pen.joins_from.set_port(syn.src_port);
+    }
     sent
 }
 
@@ -124,9 +131,9 @@ fn nonce_of(syn: &TcpHeader) -> u32 {
 
 /// A segment from the other address.
 fn reply(pen: &mut Pen, seq: u32, ack: TcpSeq, flags: TcpFlags, options: TcpOptions, text: &[u8]) {
-    pen.script.client = other();
+    (pen.script.client, pen.script.server) = (other(), pen.joins_from);
     pen.script.send(seq, ack, flags, options, text);
-    pen.script.client = CLIENT;
+    (pen.script.client, pen.script.server) = (CLIENT, SERVER);
 }
 
 /// MP_JOIN of the answer to `syn`, with a bit of its HMAC turned over or not.
@@ -187,7 +194,7 @@ fn nothing_is_opened_by_default() {
 }
 
 // RFC 8684 §3.2: the token is made from the client's key, the third ACK has the HMAC, and no data
-// leaves before the fourth. §3.9.1: our port is that of the first subflow. Then it carries text both ways.
+// leaves before the fourth. Then it carries text both ways.
 #[test]
 fn a_subflow_is_opened_and_carries_text_both_ways() {
     let mut pen = opened(1, |_| {});
@@ -202,7 +209,7 @@ fn a_subflow_is_opened_and_carries_text_both_ways() {
         panic!("MP_JOIN: {syn:?}")
     };
     assert_eq!(token, token_and_idsn(KEY).0);
-    assert_eq!(syn.src_port, SERVER.port());
+    assert!(syn.src_port >= 61_000, "{syn:?}");
     let options = &syn.options;
     assert_eq!((options.mss, options.sack_permitted), (Some(1460), true));
     assert!(options.window_scale.is_some());
@@ -470,27 +477,29 @@ fn another_port_gets_a_subflow_and_another_address_none() {
     assert_eq!((sent[0].flags, sent[0].dst_port), (SYN, 7001));
 }
 
-// A client listens in one place for all its connections: what has the port of the first subflow already
-// leaves another one to the next.
+// A client listens in one place for all its connections: each is joined from a port of its own.
 #[test]
 fn two_connections_are_joined_at_the_same_address() {
     let mut pen = opened(1, |_| {});
-    assert_eq!(begun(&mut pen).src_port, SERVER.port());
+    let first = begun(&mut pen);
     pen.script.client = address("10.0.0.1:5555");
     let mut pen = pen.connected(SYN, 0);
     pen.third_ack();
     settle(&mut pen, 0);
     let second = begun(&mut pen);
-    assert!(second.src_port >= 61_000, "{second:?}");
+    assert!(first.src_port >= 61_000 && second.src_port >= 61_000);
+    assert_ne!(first.src_port, second.src_port);
 }
 
-// RFC 8684 §3.4.1: without a port it is that of the subflow which the address came on.
+// RFC 8684 §3.4.1: without a port it is that of the subflow which the address came on; §3.9.1: and so is
+// ours.
 #[test]
 fn an_address_without_a_port_is_joined_at_that_of_the_subflow() {
     let mut pen = opened(3, |_| {});
     let sent = announce(&mut pen, 1, address("10.0.1.1:1"), false);
     assert_eq!(sent.len(), 1);
     assert_eq!((sent[0].flags, sent[0].dst_port), (SYN, CLIENT.port()));
+    assert_eq!(sent[0].src_port, SERVER.port());
 }
 
 // RFC 8684 §3.2: the ID tells that a client has joined from there already.
@@ -735,12 +744,12 @@ fn the_way_is_asked_for() {
     assert_eq!(pen.script.engine.poll_route_question(), None);
     let route = Route {
         hop: hop(9),
-        source: Some(address("10.0.1.9:80").ip()),
+        source: Some(ip_of("10.0.1.9:80")),
     };
     pen.script.engine.on_route(pen.script.now, to, Some(route));
     assert_eq!(pen.script.answer_link(), hop(9).link);
     let report = pen.script.engine.report(pen.script.now, 1);
-    assert_eq!(report.conns[0].subflows[1].local, address("10.0.1.9:80"));
+    assert_eq!(report.conns[0].subflows[1].local.ip(), ip_of("10.0.1.9:80"));
 
     // Without an answer in time, or with one that knows nothing, it is the way that the address came.
     for said in [false, true] {
@@ -824,7 +833,11 @@ fn a_subflow_of_the_server_carries_data_both_ways() {
         listen(&mut sim, 0);
         sim.run(|sim| sim.clients[0].subflows.get(1).is_some_and(Subflow::open));
         let subflow = &sim.clients[0].subflows[1];
-        assert_eq!(subflow.remote, family.server(1), "as the route prefers");
+        assert_eq!(
+            subflow.remote.ip(),
+            family.server(1).ip(),
+            "as the route prefers"
+        );
         assert_eq!(subflow.server_id, 255, "another address has another ID");
         echo_all(&mut sim, 0, 1_000_000);
         let carried = sim.net.arrived_bytes[1];

@@ -1,6 +1,6 @@
 //! A client of Multipath TCP made by hand.
 
-use super::script::{ACK, CLIENT, FIN, SYN, Script};
+use super::script::{ACK, CLIENT, FIN, SERVER, SYN, Script};
 use crate::model::apps::{Behaviour, TestApp};
 use crate::model::{dss_checksum, join_hmac, token_and_idsn};
 use mpx_datapath::engine::{EngineConfig, FallbackReport, Patience};
@@ -9,6 +9,7 @@ use mpx_datapath::wire::mptcp::{
     CapableContent, DsnWidth, Dss, DssMapping, MpCapable, MpFail, MpJoin,
 };
 use mpx_datapath::wire::tcp::{TcpFlags, TcpHeader, TcpOptions};
+use std::net::SocketAddr;
 
 /// A client by hand of a service that asks for checksums: what it sends is as the test has it.
 pub struct Pen {
@@ -17,6 +18,8 @@ pub struct Pen {
     pub server_key: u64,
     pub ack: TcpSeq,
     pub data_ack: u64,
+    /// Where the last join of the server's comes from.
+    pub joins_from: SocketAddr,
 }
 
 pub const KEY: u64 = 0x0102_0304_0506_0708;
@@ -72,6 +75,7 @@ impl Pen {
             server_key: 0,
             ack: TcpSeq(0),
             data_ack: 0,
+            joins_from: SERVER,
         };
         pen.connected(syn, more_flags)
     }

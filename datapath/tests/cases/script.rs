@@ -26,8 +26,9 @@ pub const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0
 pub struct Script {
     pub engine: Engine,
     pub now: Instant,
-    /// Who sends.
+    /// Who sends, and to where.
     pub client: SocketAddr,
+    pub server: SocketAddr,
     /// The urgent pointer of the client's segments.
     pub urgent: Option<u16>,
     /// In the client's segments.
@@ -86,6 +87,7 @@ impl Script {
         Script {
             engine: Engine::new(config, vec![app], now, entropy),
             client: CLIENT,
+            server: SERVER,
             urgent: None,
             now,
             window: 60_000,
@@ -120,7 +122,7 @@ impl Script {
     ) -> Verdict {
         let header = TcpHeader {
             src_port: self.client.port(),
-            dst_port: SERVER.port(),
+            dst_port: self.server.port(),
             seq: TcpSeq(seq),
             ack,
             flags: match self.urgent {
@@ -139,7 +141,7 @@ impl Script {
             &mut frame,
             &link,
             self.client.ip(),
-            SERVER.ip(),
+            self.server.ip(),
             0,
             &header,
             text.len(),
