@@ -4,7 +4,6 @@
 use super::{ConnId, Engine};
 use crate::mptcp::Connection;
 use crate::mptcp::connection::End;
-use crate::mptcp::subflow::Reset;
 use crate::time::Instant;
 use std::collections::VecDeque;
 
@@ -60,7 +59,8 @@ impl Engine {
         }
     }
 
-    /// Ends the connection that has waited for longest. Returns whether there was one.
+    /// Ends the connection that has waited for longest: it is gone at once, for its place is wanted.
+    /// Returns whether there was one.
     pub(super) fn end_oldest_stranded(&mut self, now: Instant) -> bool {
         while let Some(entry) = self.stranded.order.pop_front() {
             let index = entry.0.index as usize;
@@ -70,7 +70,7 @@ impl Engine {
             };
             self.metrics.stranded_overflow += 1;
             connection.end = Some(End::TimedOut);
-            connection.reset_all(Reset::default());
+            connection.drop_handshakes();
             self.settle(index, now, &[]);
             return true;
         }

@@ -173,6 +173,14 @@ impl Connection {
         }
     }
 
+    /// Forgets all subflows of a connection that has none but in their handshakes, without a RST: what
+    /// comes on them later is answered with one, as anything unknown is.
+    pub fn drop_handshakes(&mut self) {
+        while let Some((index, _)) = self.subflows.iter().next() {
+            self.retire(index, None);
+        }
+    }
+
     /// Ends one subflow with a RST and MP_TCPRST (RFC 8684 §3.6).
     pub fn reset_subflow(&mut self, index: usize, reason: u8) {
         let reason = (self.mode == Mode::Mptcp).then_some(MpTcprst {

@@ -275,6 +275,31 @@ fn other_syn(pen: &mut Pen) -> Option<TcpHeader> {
     answer.map(|(header, _)| header)
 }
 
+// One goes for one that comes, also where a join is under way that nobody completes: it does not keep its
+// place until its handshake is told of that.
+#[test]
+fn a_handshake_keeps_no_place_of_a_connection_that_waits() {
+    let mut pen = pen_waits(|config| config.stranded_max = 1);
+    pen.join();
+    assert_eq!(pen.script.answers().len(), 1);
+    pen.script.client.set_port(6000);
+    let mut pen = pen.connected(SYN, 0);
+    pen.third_ack();
+    reset(&mut pen);
+    let engine = &pen.script.engine;
+    assert_eq!((engine.metrics.stranded, engine.open_connections()), (2, 1));
+    assert_eq!(engine.metrics.stranded_overflow, 1);
+    assert_eq!(engine.report(pen.script.now, 2).stranded, 1);
+    // What comes of that handshake finds nobody.
+    let none = TcpOptions::default();
+    pen.script.client.set_port(pen::JOIN_PORT);
+    pen.script.send(pen::ISS + 1, TcpSeq(7), ACK, none, b"");
+    let [(answer, 0)] = pen.script.answers()[..] else {
+        panic!("a RST")
+    };
+    assert_eq!((answer.flags, answer.seq), (TcpFlags::RST, TcpSeq(7)));
+}
+
 // Anybody can send a SYN; only who is there brings a cookie back.
 #[test]
 fn what_waits_gives_way_to_a_client_and_not_to_a_syn() {
