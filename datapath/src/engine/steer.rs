@@ -258,7 +258,7 @@ impl Engine {
         mesh.queue_home = None;
         // The home of a flow to a service has it without an entry in the map.
         let mut listens = self.services.iter().flat_map(|s| &s.config.listen);
-        let at_other_home = mesh.home(key).is_some_and(|home| home != mesh.worker);
+        let at_other_home = mesh.home(key).is_none_or(|home| home != mesh.worker);
         let may_be_there = at_other_home && listens.any(|l| key.is_to(*l));
         let mapped = mesh.flow_map.lookup(&key.octets());
         !may_be_there && mapped.is_none_or(|entry| entry.worker == mesh.worker)
