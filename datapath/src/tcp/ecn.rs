@@ -50,12 +50,13 @@ impl Ecn {
         self.asks
     }
 
-    /// What comes of a SYN/ACK with these flags.
+    /// What comes of a SYN/ACK with these flags: after our SYN, or after a SYN of the peer that crossed
+    /// it and may have agreed to ECN already.
     // RFC 3168 §6.1.1: ECE without CWR. With both, the peer reflects what it does not know.
     pub fn on_syn_ack(&self, syn_ack: TcpFlags) -> Ecn {
         let agrees = syn_ack.contains(TcpFlags::ECE) && !syn_ack.contains(TcpFlags::CWR);
         Ecn {
-            agreed: self.asks && agrees,
+            agreed: (self.asks || self.agreed) && agrees,
             asks: self.asks,
             ..Ecn::default()
         }

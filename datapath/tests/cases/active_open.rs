@@ -615,9 +615,19 @@ fn only_what_fits_is_tried() {
 // crosses ours as well, or its third ACK comes, both sides have proved themselves.
 #[test]
 fn two_joins_that_cross_are_one() {
-    for both_answer in [false, true] {
-        let mut pen = opened(1, |_| {});
-        let syn = begun(&mut pen);
+    // RFC 3168 §6.1.1: ECN is agreed to by both answers, if by both.
+    let cases = [(false, true), (true, true), (true, false)];
+    for (both_answer, ecn) in cases {
+        let setup = SYN | TcpFlags::ECE | TcpFlags::CWR;
+        let mut pen = Pen::asking(ECHO, setup, 0, |config| {
+            config.services[0].addresses.open_subflows = 1;
+        });
+        pen.third_ack();
+        settle(&mut pen, 0);
+        let [syn] = announce(&mut pen, 1, other(), true)[..] else {
+            panic!("one SYN")
+        };
+        assert_eq!(syn.flags, setup);
         let mut options = TcpOptions::default();
         options.mptcp.join = Some(MpJoin::Syn {
             backup: false,
@@ -625,9 +635,10 @@ fn two_joins_that_cross_are_one() {
             token: token_and_idsn(pen.server_key).0,
             nonce: NONCE,
         });
-        reply(&mut pen, ISS, TcpSeq(0), SYN, options, &[]);
+        reply(&mut pen, ISS, TcpSeq(0), setup, options, &[]);
         let answer = one(&mut pen);
-        assert_eq!((answer.flags, answer.seq), (SYN | ACK, syn.seq));
+        let agrees = SYN | ACK | TcpFlags::ECE;
+        assert_eq!((answer.flags, answer.seq), (agrees, syn.seq));
         let hmac = join_hmac(pen.server_key, KEY, nonce_of(&syn), NONCE);
         let Some(MpJoin::SynAck {
             hmac: proof, nonce, ..
@@ -638,7 +649,9 @@ fn two_joins_that_cross_are_one() {
         assert_eq!(nonce, nonce_of(&syn));
         assert_eq!(proof.to_be_bytes(), hmac[..8]);
         if both_answer {
-            syn_ack(&mut pen, &syn);
+            let options = syn_ack_options(&pen, &syn, false);
+            let flags = if ecn { agrees } else { SYN | ACK };
+            reply(&mut pen, ISS, syn.seq + 1, flags, options, &[]);
             let third = one(&mut pen);
             assert_hmac(&pen, &syn, &third);
         }
@@ -651,6 +664,8 @@ fn two_joins_that_cross_are_one() {
         let fourth = one(&mut pen);
         assert!(fourth.options.mptcp.dss.is_some());
         assert_eq!(states(&pen)[1], ("ESTAB", true));
+        let report = pen.script.engine.report(pen.script.now, 1);
+        assert_eq!(report.conns[0].subflows[1].ecn, ecn, "{both_answer}");
     }
 }
 
