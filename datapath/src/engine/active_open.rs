@@ -11,7 +11,6 @@ use super::listen::Ends;
 use super::{ConnId, Engine};
 use crate::mptcp::Handshake;
 use crate::mptcp::address::{FirstHop, RemoteAddress};
-use crate::mptcp::subflow::SUBFLOW_BYTES;
 use crate::tcp::State;
 use crate::tcp::ecn::Ecn;
 use crate::tcp::offer::Offer;
@@ -151,9 +150,8 @@ impl Engine {
                 source: Some(s.local.ip()),
             });
             let id = connection.id;
-            let active_opens = &mut self.active_opens;
-            let full = active_opens.waiting.len() >= WAITING_MAX;
-            let allowed = active_opens.limit.take(now, &mut *self.entropy);
+            let full = self.active_opens.waiting.len() >= WAITING_MAX;
+            let allowed = self.active_opens.limit.take(now, &mut *self.entropy);
             match known {
                 _ if !allowed => self.metrics.join_attempts_limited += 1,
                 Some(route) => self.open_subflow(index, now, remote, route),
@@ -161,7 +159,11 @@ impl Engine {
                     self.open_subflow(index, now, remote, told(&remote));
                 }
                 None if full => self.metrics.join_attempts_limited += 1,
-                None => active_opens.wait(now, id, remote),
+                // The question alone has the kernel look for a neighbour.
+                None if self.source_for(index, &remote, None).is_none() => {
+                    self.metrics.join_attempts_refused += 1;
+                }
+                None => self.active_opens.wait(now, id, remote),
             }
         }
     }
@@ -169,12 +171,16 @@ impl Engine {
     /// Enters a subflow in SYN-SENT, unless something speaks against it.
     fn open_subflow(&mut self, index: usize, now: Instant, remote: RemoteAddress, route: Route) {
         // It may have waited.
-        if self.draining || !self.connections[index].still_opens(&remote) {
+        let connection = &mut self.connections[index];
+        if !connection.addresses.is_known(&remote) {
+            // Whoever takes back what he has asked for may do so again and again.
+            connection.addresses.on_unreachable();
+        }
+        if self.draining || !connection.still_opens(&remote) {
             return;
         }
         let source = self.source_for(index, &remote, route.source);
-        let room = self.memory.admits(SUBFLOW_BYTES);
-        self.metrics.memory_refused += u64::from(!room);
+        let room = self.has_memory_for_subflow(index);
         let Some((local, backup)) = source.filter(|_| room) else {
             self.metrics.join_attempts_refused += 1;
             return;

@@ -78,13 +78,8 @@ impl Engine {
             self.refuse_join(now, iface, segment, version, RST_MPTCP_SPECIFIC);
             return;
         }
-        // What has waited for this goes on with it, which frees what it holds.
-        let room = match connection.stranded_since {
-            Some(_) => self.memory.fits(SUBFLOW_BYTES),
-            None => self.memory.admits(SUBFLOW_BYTES),
-        };
-        self.metrics.memory_refused += u64::from(!room);
-        if !room || !connection.has_room_for_subflow() {
+        let room = connection.has_room_for_subflow();
+        if !self.has_memory_for_subflow(index) || !room {
             self.metrics.mp_join_rejected += 1;
             self.refuse_join(now, iface, segment, version, RST_NO_RESOURCES);
             return;
@@ -135,6 +130,17 @@ impl Engine {
             },
         );
         self.settle(index, now, &[]);
+    }
+
+    /// Whether there is memory for one more subflow of this connection.
+    pub(super) fn has_memory_for_subflow(&mut self, index: usize) -> bool {
+        // What has waited for this goes on with it, which frees what it holds.
+        let room = match self.connections[index].stranded_since {
+            Some(_) => self.memory.fits(SUBFLOW_BYTES),
+            None => self.memory.admits(SUBFLOW_BYTES),
+        };
+        self.metrics.memory_refused += u64::from(!room);
+        room
     }
 
     fn refuse_join(

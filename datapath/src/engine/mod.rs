@@ -69,7 +69,7 @@ use slab::Slab;
 use sources::ProvenSources;
 use spent::SpentCookies;
 use std::collections::{HashMap, VecDeque};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use steer::Mesh;
 use stranded::Stranded;
 use time_wait::TimeWaitTable;
@@ -296,9 +296,12 @@ impl Engine {
                 }
                 if opened {
                     self.proven_sources.prove(now, segment.src);
-                    let connection = &self.connections[index];
+                    let connection = &mut self.connections[index];
                     let initial = connection.is_initial(subflow as usize);
-                    if !initial && !connection.is_opened_here(subflow as usize) {
+                    if connection.is_opened_here(subflow as usize) {
+                        let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
+                        connection.addresses.on_rejoined(local);
+                    } else if !initial {
                         self.join_limit.give_back(segment.src);
                     }
                     if !initial {

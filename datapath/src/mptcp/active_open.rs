@@ -24,15 +24,18 @@ impl Connection {
     /// The next address of the peer to open a subflow to, if there is to be one more. `waiting` do not
     /// know their first hop yet.
     pub fn next_to_open(&mut self, waiting: usize) -> Option<RemoteAddress> {
-        if !self.addresses.has_untried() || !self.may_open_subflow(waiting) {
+        if !self.addresses.has_untried() {
             return None;
         }
-        while let Some(remote) = self.addresses.take_untried() {
-            if self.is_to_be_joined(&remote) {
-                return Some(remote);
-            }
+        // An announcement of what is joined already is done with, also where there is no room for one
+        // more: it is not to bring a subflow back that fails later.
+        let mut addresses = std::mem::take(&mut self.addresses);
+        addresses.count_as_tried(|remote| !self.is_to_be_joined(remote));
+        self.addresses = addresses;
+        if !self.may_open_subflow(waiting) {
+            return None;
         }
-        None
+        self.addresses.take_untried()
     }
 
     /// Whether a subflow to an address that [`Connection::next_to_open`] gave is still to be opened.

@@ -23,7 +23,7 @@ pub const AGAIN_MAX: u32 = 6;
 pub const AGAIN_FORGOTTEN: Duration = Duration::from_secs(600);
 /// Addresses of the peer that are kept.
 pub const REMOTE_MAX: usize = 8;
-/// Subflows of ours that came to nothing, after which a connection is not tried any more: whoever names
+/// Attempts of ours that came to nothing, after which a connection is not tried any more: whoever names
 /// addresses may name those of others (RFC 8684 §5).
 pub const FAILURES_MAX: u8 = 8;
 /// Echoes that may wait to be sent. The peer repeats what finds no room.
@@ -204,7 +204,14 @@ impl Addresses {
         Some(*remote)
     }
 
-    /// A subflow of ours came to nothing.
+    /// Those of which this is true count as tried.
+    pub fn count_as_tried(&mut self, is_tried: impl Fn(&RemoteAddress) -> bool) {
+        for (remote, untried) in &mut self.remote {
+            *untried = *untried && !is_tried(remote);
+        }
+    }
+
+    /// An attempt of ours came to nothing.
     pub fn on_unreachable(&mut self) {
         self.failures = self.failures.saturating_add(1);
     }
@@ -365,11 +372,12 @@ impl Addresses {
     }
 }
 
-/// Whether a subflow could be opened to this address from another host. Link-local addresses of IPv6
+/// Whether a subflow could be opened to this address from another host. Link-local addresses
 /// mean nothing without their link, mapped ones are IPv4's.
 fn is_usable(address: IpAddr) -> bool {
     let of_family = match address {
-        IpAddr::V4(v4) => !v4.is_broadcast(),
+        // RFC 6890 §2.2.2: nor may these be a destination: "this network" and what is reserved.
+        IpAddr::V4(v4) => !v4.is_link_local() && (1..240).contains(&v4.octets()[0]),
         IpAddr::V6(v6) => !v6.is_unicast_link_local() && v6.to_ipv4_mapped().is_none(),
     };
     of_family && !address.is_unspecified() && !address.is_loopback() && !address.is_multicast()
@@ -533,6 +541,9 @@ mod tests {
         assert_eq!(learn(1, "10.0.0.2:5000"), Learned::Refused);
         for useless in [
             "0.0.0.0:1",
+            "0.255.255.255:1",
+            "169.254.0.1:1",
+            "240.0.0.1:1",
             "127.0.0.1:1",
             "224.0.0.1:1",
             "255.255.255.255:1",

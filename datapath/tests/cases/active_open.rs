@@ -10,7 +10,7 @@ use crate::model::subflow::{State, Subflow};
 use crate::model::{add_addr_hmac, assert_same, join_hmac, stream, token_and_idsn};
 use ipnet::IpNet;
 use mpx_datapath::engine::{EngineConfig, FirstHop, JoinRule, Route};
-use mpx_datapath::mptcp::address::FAILURES_MAX;
+use mpx_datapath::mptcp::address::{AGAIN_WAIT, FAILURES_MAX};
 use mpx_datapath::mptcp::close::{RST_MPTCP_SPECIFIC, RST_PERFORMANCE};
 use mpx_datapath::port::IfaceId;
 use mpx_datapath::seq::TcpSeq;
@@ -536,6 +536,42 @@ fn so_many_are_opened_at_a_time() {
     assert_eq!(announce(&mut pen, 2, address("10.0.1.2:7000"), true), []);
 }
 
+// What comes again while its subflow is there, and there may be no more, is done with: the subflow is not
+// opened again by itself.
+#[test]
+fn an_announcement_at_the_limit_brings_nothing_back() {
+    let mut pen = opened(1, |_| {});
+    let third = joined(&mut pen);
+    assert_eq!(announce(&mut pen, 1, other(), true), []);
+    let none = TcpOptions::default();
+    reply(&mut pen, ISS + 1, third.seq, RST | ACK, none, &[]);
+    assert_eq!(states(&pen).len(), 1);
+    assert_eq!(pen.script.answers(), []);
+    begun(&mut pen);
+}
+
+// RFC 8684 §3.4.1: the initial address, whose subflow failed, is not told anew once it has another of
+// ours.
+#[test]
+fn a_subflow_of_ours_is_one_to_its_address() {
+    let mut pen = opened(1, |config| config.asks_routes = true);
+    assert_eq!(announce(&mut pen, 1, other(), true), []);
+    let (none, seq) = (TcpOptions::default(), ISS.wrapping_add(2));
+    pen.script.send(seq, TcpSeq(0), RST, none, &[]);
+    let metrics = &pen.script.engine.metrics;
+    assert_eq!((metrics.stranded, metrics.add_addr_again), (1, 1));
+    let now = pen.script.now;
+    pen.script.engine.on_route(now, other().ip(), None);
+    let syn = one(&mut pen);
+    syn_ack(&mut pen, &syn);
+    one(&mut pen);
+    let options = pen.data_ack();
+    reply(&mut pen, ISS + 1, syn.seq + 1, ACK, options, &[]);
+    assert_eq!(pen.script.engine.metrics.rejoined, 1);
+    pen.script.wait(AGAIN_WAIT);
+    assert_eq!(pen.script.answers(), []);
+}
+
 // RFC 8684 §3.1: C of the client's MP_CAPABLE bars its initial address and port, also once the subflow
 // from there is gone, and nothing else.
 #[test]
@@ -571,10 +607,7 @@ fn the_clients_initial_address_can_be_barred() {
 fn a_removed_address_is_not_tried_any_more() {
     let mut pen = opened(1, |_| {});
     begun(&mut pen);
-    let mut options = pen.data_ack();
-    options.mptcp.remove_addr = RemoveAddr::new(&[1]);
-    pen.send(1, options, &[]);
-    assert_eq!(pen.script.answers(), []);
+    remove(&mut pen, 1);
     assert_eq!(states(&pen).len(), 1);
     pen.script.wait(SECOND * 100);
     assert_eq!(pen.script.answers(), []);
@@ -590,11 +623,12 @@ fn only_what_fits_is_tried() {
         accept,
         backup,
     };
+    let rules = vec![
+        rule("10.0.1.0/24", true, true),
+        rule("10.0.2.0/24", false, false),
+    ];
     let mut pen = opened(9, |config| {
-        config.services[0].addresses.join_rules = vec![
-            rule("10.0.1.0/24", true, true),
-            rule("10.0.2.0/24", false, false),
-        ];
+        config.services[0].addresses.join_rules = rules.clone();
     });
     let backup = |pen: &mut Pen, id, text: &str| {
         let sent = announce(pen, id, address(text), true);
@@ -609,6 +643,43 @@ fn only_what_fits_is_tried() {
     assert_eq!(backup(&mut pen, 4, "10.0.0.2:7000"), None, "our own");
     assert_eq!(backup(&mut pen, 5, "[fd00::1]:7000"), None);
     assert_eq!(pen.script.engine.metrics.join_attempts_refused, 3);
+
+    // Nor is the way to them asked for: that alone has somebody look for a neighbour.
+    let mut pen = opened(9, |config| {
+        config.services[0].addresses.join_rules = rules;
+        config.asks_routes = true;
+    });
+    for (id, text) in [(1, "10.0.2.1:7000"), (2, "10.0.0.2:7000")] {
+        announce(&mut pen, id, address(text), true);
+        assert_eq!(pen.script.engine.poll_route_question(), None, "{text}");
+    }
+    announce(&mut pen, 3, other(), true);
+    let question = pen.script.engine.poll_route_question();
+    assert_eq!(question, Some(other().ip()));
+}
+
+/// The client takes an address back.
+fn remove(pen: &mut Pen, id: u8) {
+    let mut options = pen.data_ack();
+    options.mptcp.remove_addr = RemoveAddr::new(&[id]);
+    pen.send(1, options, &[]);
+    assert_eq!(pen.script.answers(), []);
+}
+
+// RFC 8684 §5: nor is one that has the way asked for and takes the address back before it is known.
+#[test]
+fn questions_in_vain_have_a_limit() {
+    let mut pen = opened(1, |config| config.asks_routes = true);
+    for n in 0..=FAILURES_MAX {
+        announce(&mut pen, 1, other(), true);
+        let question = pen.script.engine.poll_route_question();
+        let asked = (n < FAILURES_MAX).then_some(other().ip());
+        assert_eq!(question, asked, "{n}");
+        remove(&mut pen, 1);
+        let now = pen.script.now;
+        pen.script.engine.on_route(now, other().ip(), None);
+        assert_eq!(pen.script.answers(), []);
+    }
 }
 
 // RFC 8684 §3.9.2, RFC 9293 §3.5: of two SYNs that cross one subflow comes. Whether the client's answer
@@ -785,9 +856,7 @@ fn the_way_is_asked_for() {
     // What the client took back meanwhile, or an interface that there is none of.
     let mut pen = opened(1, asking);
     announce(&mut pen, 1, other(), true);
-    let mut options = pen.data_ack();
-    options.mptcp.remove_addr = RemoveAddr::new(&[1]);
-    pen.send(1, options, &[]);
+    remove(&mut pen, 1);
     pen.script.engine.on_route(pen.script.now, to, Some(route));
     assert_eq!(pen.script.answers(), []);
     announce(&mut pen, 1, other(), true);
