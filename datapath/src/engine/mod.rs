@@ -567,9 +567,12 @@ impl Engine {
             let key = FlowKey::new(retired.local, retired.remote);
             if retired.failed && connection.end.is_none() && connection.mode == Mode::Mptcp {
                 let mut subflows = connection.subflows.iter();
-                // RFC 8684 §3.1: to an initial address that was barred nobody may come back.
-                let initial = connection.local_addr;
-                let initial = (!connection.settings.deny_join_initial).then_some(initial);
+                // RFC 8684 §3.1: to an initial address that was barred nobody may come back; §3.4.1: its ID
+                // is to keep the address, and behind a translator the client knows another one.
+                let addresses = &self.services[connection.service].config.addresses;
+                let tells_initial =
+                    !connection.settings.deny_join_initial && !addresses.are_translated();
+                let initial = tells_initial.then_some(connection.local_addr);
                 let missed = !subflows.any(|(_, s)| s.local == retired.local && s.is_open())
                     && connection
                         .addresses

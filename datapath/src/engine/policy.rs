@@ -69,6 +69,11 @@ impl AddressPolicy {
         *fits.unwrap_or(&JoinRule::OTHERWISE)
     }
 
+    /// Whether clients know our addresses as others, as far as the operator has said so.
+    pub fn are_translated(&self) -> bool {
+        self.announce.iter().any(|a| a.local.is_some())
+    }
+
     /// What a client is told whose initial subflow goes to `initial`; that address is no news to it.
     pub fn announced_to(
         &self,
