@@ -6,11 +6,12 @@
 //! announcement came by, which is right for a client behind a router.
 
 use super::flow::{FlowEntry, FlowKey};
-use super::limit::RateLimit;
+use super::limit::{RateLimit, SourceLimit};
 use super::listen::Ends;
 use super::{ConnId, Engine};
 use crate::mptcp::Handshake;
 use crate::mptcp::address::{FirstHop, RemoteAddress};
+use crate::rand::Entropy;
 use crate::tcp::State;
 use crate::tcp::ecn::Ecn;
 use crate::tcp::offer::Offer;
@@ -22,8 +23,8 @@ use std::net::{IpAddr, SocketAddr};
 const WAITING_MAX: usize = 256;
 /// How long: as long as a neighbour that is there may take to say so.
 const WAIT: Duration = Duration::from_secs(3);
-/// Attempts of a worker in a second. Clients choose whom they are made to.
-const ATTEMPTS_PER_SECOND_MAX: u32 = 1000;
+/// Attempts of a worker in a second, each of several SYNs. Clients choose whom they are made to.
+const ATTEMPTS_PER_SECOND_MAX: u32 = 100;
 
 /// Where it is not the port of the first subflow: above those that Linux gives to its own sockets by
 /// default. So many are tried.
@@ -51,15 +52,24 @@ pub(super) struct ActiveOpens {
     waiting: VecDeque<Waiting>,
     questions: VecDeque<IpAddr>,
     limit: RateLimit,
+    /// What nobody has answered, of each destination.
+    pending: SourceLimit,
 }
 
 impl ActiveOpens {
-    pub(super) fn new() -> ActiveOpens {
+    /// So many may be pending to one destination.
+    pub(super) fn new(pending_max: u32, entropy: &mut dyn Entropy) -> ActiveOpens {
         ActiveOpens {
             waiting: VecDeque::new(),
             questions: VecDeque::new(),
             limit: RateLimit::new(ATTEMPTS_PER_SECOND_MAX),
+            pending: SourceLimit::new(pending_max, entropy),
         }
+    }
+
+    /// One to there is not pending any more.
+    pub(super) fn give_back(&mut self, to: IpAddr) {
+        self.pending.give_back(to);
     }
 
     pub(super) fn next_at(&self) -> Option<Instant> {
@@ -185,6 +195,10 @@ impl Engine {
             self.metrics.join_attempts_refused += 1;
             return;
         };
+        if !self.active_opens.pending.take(now, remote.address.ip()) {
+            self.metrics.join_attempts_limited += 1;
+            return;
+        }
         let connection = &mut self.connections[index];
         let initial = connection.local_addr.ip();
         let local_id = connection.addresses.local_id(local, initial);
@@ -195,6 +209,7 @@ impl Engine {
         let key = FlowKey::new(local, remote.address);
         let iss = self.secrets.isn(now, local, remote.address);
         let Some(local_id) = local_id.filter(|_| self.steer_own_flow(key, iss)) else {
+            self.active_opens.give_back(remote.address.ip());
             self.metrics.join_attempts_refused += 1;
             return;
         };

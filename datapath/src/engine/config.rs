@@ -47,7 +47,8 @@ pub struct EngineConfig {
     /// Connections without a subflow: the one that has been so for longest makes room for another.
     pub stranded_max: usize,
     pub subflows_per_connection_max: usize,
-    /// Joins of one source whose third ACK has not come.
+    /// Joins of one source whose third ACK has not come, and joins of ours to one destination whose fourth
+    /// has not.
     pub pending_joins_per_source_max: u32,
     /// Of one connection.
     pub buffers: Buffers,

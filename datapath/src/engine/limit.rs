@@ -46,7 +46,7 @@ const PENDING: Duration = Duration::from_secs(64);
 /// Sources that share a place share their limit; which do is secret.
 const PLACES: usize = 1024;
 
-/// So many requests of one source may be pending.
+/// So many requests of one source, or of ours to one destination, may be pending.
 // RFC 8684 §5: what is kept before a peer has proved itself is to be bounded.
 pub(super) struct SourceLimit {
     pending_max: u32,

@@ -205,6 +205,7 @@ impl Engine {
             challenge_limit: RateLimit::new(config.challenge_acks_per_second_max),
             reset_limit: RateLimit::new(config.resets_per_second_max),
             join_limit: SourceLimit::new(config.pending_joins_per_source_max, &mut *entropy),
+            active_opens: ActiveOpens::new(config.pending_joins_per_source_max, &mut *entropy),
             proven_sources: ProvenSources::new(&mut *entropy),
             secrets,
             fast_open_cookies,
@@ -214,7 +215,6 @@ impl Engine {
             neighbors: Neighbors::new(now, &config),
             flow_lookup_limit: RateLimit::new(config.steering.flow_lookups_per_second_max),
             mesh: Mesh::new(&config),
-            active_opens: ActiveOpens::new(),
             fallbacks: Fallbacks::default(),
             metrics: Metrics::default(),
             config,
@@ -301,6 +301,7 @@ impl Engine {
                     if connection.is_opened_here(subflow as usize) {
                         let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
                         connection.addresses.on_rejoined(local);
+                        self.active_opens.give_back(segment.src);
                     } else if !initial {
                         self.join_limit.give_back(segment.src);
                     }

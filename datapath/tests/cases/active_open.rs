@@ -658,6 +658,29 @@ fn only_what_fits_is_tried() {
     assert_eq!(question, Some(other().ip()));
 }
 
+// RFC 8684 §5: nor may all connections together have more than so many SYNs sent to one address that
+// nobody answers from.
+#[test]
+fn attempts_at_one_address_have_a_limit() {
+    let mut pen = opened(1, |config| config.pending_joins_per_source_max = 1);
+    let refuse = |pen: &mut Pen, seq, ack| {
+        let none = TcpOptions::default();
+        reply(pen, seq, ack, RST | ACK, none, &[]);
+        assert_eq!(states(pen).len(), 1);
+    };
+    // What was opened counts no more; what was not does for 64 s.
+    let third = joined(&mut pen);
+    refuse(&mut pen, ISS + 1, third.seq);
+    let syn = begun(&mut pen);
+    refuse(&mut pen, 0, syn.seq + 1);
+    assert_eq!(announce(&mut pen, 1, other(), true), []);
+    assert_eq!(pen.script.engine.metrics.join_attempts_limited, 1);
+    assert_eq!(announce(&mut pen, 2, address("10.0.1.2:1"), true).len(), 1);
+    remove(&mut pen, 2);
+    pen.script.wait(SECOND * 64);
+    begun(&mut pen);
+}
+
 /// The client takes an address back.
 fn remove(pen: &mut Pen, id: u8) {
     let mut options = pen.data_ack();
