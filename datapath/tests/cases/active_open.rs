@@ -681,6 +681,45 @@ fn attempts_at_one_address_have_a_limit() {
     begun(&mut pen);
 }
 
+// A connection that waits for a subflow gets one of ours, as it would a join, while memory is short; one
+// that has one gets no more.
+#[test]
+fn what_waits_gets_a_subflow_although_memory_is_short() {
+    let used_bytes = |pen: &Pen| {
+        pen.script
+            .engine
+            .report(pen.script.now, 0)
+            .memory
+            .used_bytes
+    };
+    let before_open = |memory_max_bytes: Option<usize>, waits| {
+        let mut pen = opened(1, |config| {
+            config.asks_routes = true;
+            if let Some(bytes) = memory_max_bytes {
+                config.memory_max_bytes = bytes;
+            }
+        });
+        assert_eq!(announce(&mut pen, 1, other(), true), []);
+        if waits {
+            let (none, seq) = (TcpOptions::default(), ISS.wrapping_add(2));
+            pen.script.send(seq, TcpSeq(0), RST, none, &[]);
+        }
+        pen
+    };
+    for waits in [true, false] {
+        // Pressure begins above three quarters.
+        let memory_max_bytes = used_bytes(&before_open(None, waits)) * 5 / 4;
+        let mut pen = before_open(Some(memory_max_bytes), waits);
+        let now = pen.script.now;
+        assert!(pen.script.engine.report(now, 0).memory.pressure);
+        pen.script.engine.on_route(now, other().ip(), None);
+        let sent = headers(&mut pen);
+        assert_eq!(sent.len(), usize::from(waits));
+        let metrics = &pen.script.engine.metrics;
+        assert_eq!(metrics.memory_refused, u64::from(!waits));
+    }
+}
+
 /// The client takes an address back.
 fn remove(pen: &mut Pen, id: u8) {
     let mut options = pen.data_ack();
