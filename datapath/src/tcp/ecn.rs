@@ -163,6 +163,10 @@ mod tests {
         assert!(!ecn.on_syn_ack(SETUP).is_agreed());
         assert!(!ecn.on_syn_ack(NONE).is_agreed());
         assert!(!Ecn::asking(false).on_syn_ack(TcpFlags::ECE).is_agreed());
+        // After a SYN that crossed ours and asked as well.
+        let crossed = Ecn::new(SETUP, true);
+        assert!(crossed.on_syn_ack(TcpFlags::ECE).is_agreed());
+        assert!(!crossed.on_syn_ack(SETUP).is_agreed());
         ecn.ask_no_more();
         assert_eq!(ecn.syn_flags(), NONE);
         assert!(!ecn.on_syn_ack(TcpFlags::ECE).is_agreed());

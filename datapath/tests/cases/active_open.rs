@@ -491,6 +491,21 @@ fn two_connections_are_joined_at_the_same_address() {
     assert_ne!(first.src_port, second.src_port);
 }
 
+// Where the NIC chooses the worker of a flow, nobody else can tell whether another one has a flow to the
+// service's port; one that is alone can.
+#[test]
+fn a_port_that_another_worker_may_have_is_left_to_it() {
+    for (workers, free) in [(1, true), (2, false)] {
+        let mut pen = opened(1, |config| {
+            (config.steering.workers, config.steering.flow_hash_nic) = (workers, true);
+        });
+        let sent = announce(&mut pen, 1, address("10.0.1.1:1"), false);
+        let port = sent[0].src_port;
+        assert_eq!(port == SERVER.port(), free, "{port}");
+        assert_eq!(port >= 61_000, !free, "{port}");
+    }
+}
+
 // RFC 8684 §3.4.1: without a port it is that of the subflow which the address came on; §3.9.1: and so is
 // ours.
 #[test]
@@ -563,6 +578,7 @@ fn a_subflow_of_ours_is_one_to_its_address() {
     let now = pen.script.now;
     pen.script.engine.on_route(now, other().ip(), None);
     let syn = one(&mut pen);
+    pen.joins_from.set_port(syn.src_port);
     syn_ack(&mut pen, &syn);
     one(&mut pen);
     let options = pen.data_ack();
