@@ -24,7 +24,7 @@ impl Connection {
     /// The next address of the peer to open a subflow to, if there is to be one more. `waiting` do not
     /// know their first hop yet.
     pub fn next_to_open(&mut self, waiting: usize) -> Option<RemoteAddress> {
-        if !self.addresses.has_untried() {
+        if !self.addresses.has_untried() || self.settings.subflows_opened_max == 0 {
             return None;
         }
         // An announcement of what is joined already is done with, also where there is no room for one
