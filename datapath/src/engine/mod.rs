@@ -299,7 +299,9 @@ impl Engine {
                     let connection = &mut self.connections[index];
                     let initial = connection.is_initial(subflow as usize);
                     if connection.is_opened_here(subflow as usize) {
-                        let local = SocketAddr::new(segment.dst, segment.tcp.dst_port);
+                        // Whatever port of ours it has, this is the way to the service's.
+                        let port = connection.local_addr.port();
+                        let local = SocketAddr::new(segment.dst, port);
                         connection.addresses.on_rejoined(local);
                         self.active_opens.give_back(segment.src);
                     } else if !initial {
