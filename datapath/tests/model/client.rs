@@ -335,6 +335,7 @@ impl Client {
     /// MP_FASTCLOSE on a RST of the first living subflow, plain RST on the others
     /// (RFC 8684 §3.5). Version 0 has it on an ACK only (RFC 6824 §3.5).
     pub fn fastclose(&mut self) {
+        self.stop_listening();
         if self.config.version == 0 && self.mode == Mode::Multipath {
             self.fastclose_by_ack();
             return;
@@ -355,6 +356,7 @@ impl Client {
     /// MP_FASTCLOSE on an ACK of the first living subflow, sent until it is answered, and RST on the
     /// others (RFC 8684 §3.5).
     pub fn fastclose_by_ack(&mut self) {
+        self.stop_listening();
         let mut first = true;
         for s in self.subflows.iter_mut().filter(|s| s.alive()) {
             if s.state != State::SynReceived && std::mem::take(&mut first) {
@@ -366,8 +368,14 @@ impl Client {
         }
     }
 
+    /// The server's joins find nobody any more.
+    pub fn stop_listening(&mut self) {
+        self.listening.clear();
+    }
+
     /// The host is gone without a word.
     pub fn vanish(&mut self) {
+        self.stop_listening();
         self.subflows.iter_mut().for_each(Subflow::vanish);
         (self.data_timer, self.data_fin_timer, self.persist_timer) = (None, None, None);
     }

@@ -428,6 +428,7 @@ impl Actor<'_> {
         {
             self.aborted = true;
             let client = &mut sim.clients[c];
+            client.stop_listening();
             match how {
                 Abort::Reset => (0..client.subflows.len()).for_each(|i| client.reset(i)),
                 Abort::FastcloseReset => client.fastclose(),

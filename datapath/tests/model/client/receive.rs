@@ -120,7 +120,8 @@ impl Client {
             panic!("{:?} waits for no third ACK", s.role);
         };
         if header.flags.contains(TcpFlags::RST) {
-            if s.theirs(header.seq.0) == s.rcv_nxt {
+            // One that answers somebody else's segment has any number.
+            if header.seq.0 == s.irs.wrapping_add(1) {
                 s.state = State::Reset(header.options.mptcp.tcprst.map(|r| r.reason));
                 s.stop_timers();
             }
