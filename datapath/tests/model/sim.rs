@@ -262,7 +262,9 @@ impl Sim {
         let gone = &mut self.clients[before];
         gone.vanish();
         let local = gone.subflows[0].local;
-        let iss = again.initial_sequence(&gone.subflows[0]);
+        // Of the last one from there: a join may have used the address again as well.
+        let last = gone.subflows.iter().rfind(|s| s.local == local);
+        let iss = again.initial_sequence(last.unwrap_or(&gone.subflows[0]));
         let mut client = Client::new(client);
         client.connect(local, IfaceId(0));
         client.subflows[0].comes_again(iss);
