@@ -34,6 +34,12 @@ impl Client {
             panic!("the server sent from {from} to {to}, where there is no subflow");
         };
         let s = &mut self.subflows[i];
+        if opens && s.alive() && s.state != State::SynReceived {
+            // RFC 5961 §4.2: a challenge, whose answer ends a flow that the server has no more. One SYN
+            // that crosses another is left to the copy that follows.
+            s.needs_ack = true;
+            return;
+        }
         let options = &header.options;
         let reset = header.flags.contains(TcpFlags::RST);
         if s.reused && s.born.is_some_and(|born| number < born) {
