@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! ISN    the 4-tuple's number of RFC 6528, its clock's low 24 bits replaced:
-//!        12 of a MAC of all, 12 of a MAC of 4-tuple and tick plus the place of the MSS in a table
+//!        18 of a MAC of all, 6 of a MAC of 4-tuple and tick plus the place of the MSS in a table
 //! TSval  above the owner: 4 window scale (15: none), 1 SACK, 1 ECN
 //! key    56 of a PRF of 4-tuple, tick and the SYN's number, 8 of how often that was tried
 //! ```
@@ -34,9 +34,12 @@ const TICK_BITS: u32 = 24;
 const TICKS_VALID: u8 = 1;
 /// From its first moment to its last a cookie may take so long.
 const LIFETIME: Duration = Duration::from_micros(4 * ((TICKS_VALID as u64 + 1) << TICK_BITS));
-/// Of the two MACs each.
-const MAC_BITS: u32 = 12;
-const MAC_MASK: u32 = (1 << MAC_BITS) - 1;
+/// Of the MAC of 4-tuple and tick: enough to tell most segments that come later from what is no cookie.
+const TUPLE_BITS: u32 = 6;
+const TUPLE_MASK: u32 = (1 << TUPLE_BITS) - 1;
+/// Of the MAC of all: a segment whose predecessors were lost is taken for the first one, and their text
+/// is missed by nobody, once in so many powers of two.
+const ALL_MASK: u32 = (1 << (TICK_BITS - TUPLE_BITS)) - 1;
 
 /// What segments may be cut to, by family: Ethernet, tunnels of several kinds, jumbo frames.
 const MSS_V4: [u16; 8] = [MSS_MIN, 536, 1_220, 1_340, 1_400, 1_440, 1_460, 8_960];
@@ -351,9 +354,9 @@ fn encode(secrets: &Secrets, facts: &SynFacts, mss: u16) -> TcpSeq {
     let place = table
         .partition_point(|&entry| entry <= mss)
         .saturating_sub(1) as u32;
-    let of_all = secrets.cookie_mac(facts, place) & MAC_MASK;
-    let of_tuple = secrets.cookie_tuple_mac(facts).wrapping_add(place) & MAC_MASK;
-    let number = facts.tick << TICK_BITS | of_all << MAC_BITS | of_tuple;
+    let of_all = secrets.cookie_mac(facts, place) & ALL_MASK;
+    let of_tuple = secrets.cookie_tuple_mac(facts).wrapping_add(place) & TUPLE_MASK;
+    let number = facts.tick << TICK_BITS | of_all << TUPLE_BITS | of_tuple;
     let base = secrets.isn(Instant::ZERO, facts.local, facts.remote);
     TcpSeq(base.0.wrapping_add(number))
 }
@@ -368,12 +371,12 @@ fn decode(secrets: &Secrets, mut facts: SynFacts, iss: TcpSeq) -> Cookie {
     }
     facts.tick = facts.tick.wrapping_sub(u32::from(age));
     // In the lowest bits, which differ as soon as anything more is acknowledged than our SYN.
-    let place = number.wrapping_sub(secrets.cookie_tuple_mac(&facts)) & MAC_MASK;
+    let place = number.wrapping_sub(secrets.cookie_tuple_mac(&facts)) & TUPLE_MASK;
     let Some(&mss) = mss_table(&facts).get(place as usize) else {
         return Cookie::Wrong;
     };
-    let of_all = secrets.cookie_mac(&facts, place) & MAC_MASK;
-    match number >> MAC_BITS & MAC_MASK == of_all {
+    let of_all = secrets.cookie_mac(&facts, place) & ALL_MASK;
+    match number >> TUPLE_BITS & ALL_MASK == of_all {
         true => Cookie::Valid { facts, mss },
         false => Cookie::OfLaterSegment,
     }

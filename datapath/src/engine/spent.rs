@@ -28,7 +28,7 @@ impl SpentCookies {
     }
 
     /// Remembers a cookie, `iss` in answer to `irs`, for `lifetime`, if not so many others come. Returns
-    /// whether it is the first time. One in 4096 SYNs of a flow in a tick has the cookie of another.
+    /// whether it is the first time. One in 2^18 SYNs of a flow in a tick has the cookie of another.
     pub(super) fn spend(
         &mut self,
         now: Instant,

@@ -60,7 +60,7 @@ fn one_in_so_many_numbers_is_a_cookie() {
         decoded_at(&secrets, now, iss)
     };
     let mut kinds = [0; 3];
-    for low in 0..1 << MAC_BITS {
+    for low in 0..1 << TUPLE_BITS {
         kinds[match other(low) {
             Cookie::Valid { .. } => 0,
             Cookie::OfLaterSegment => 1,
@@ -68,9 +68,9 @@ fn one_in_so_many_numbers_is_a_cookie() {
         }] += 1;
     }
     // Another MSS is not what was said.
-    assert_eq!(kinds, [1, 7, (1 << MAC_BITS) - 8]);
-    for high in 1..1 << MAC_BITS {
-        assert_eq!(other(high << MAC_BITS), Cookie::OfLaterSegment);
+    assert_eq!(kinds, [1, 7, (1 << TUPLE_BITS) - 8]);
+    for high in 1..=ALL_MASK {
+        assert_eq!(other(high << TUPLE_BITS), Cookie::OfLaterSegment);
     }
     let of_other_ticks = (1..=255).filter(|age| other(age << TICK_BITS) != Cookie::Wrong);
     assert_eq!(of_other_ticks.count(), 0);
@@ -92,8 +92,8 @@ fn acknowledgments_of_text_are_no_cookies() {
             Cookie::Valid { .. } => panic!("after {octets} octets"),
         }
     }
-    // Eight of every 4096.
-    assert!(later < 300, "{later}");
+    // Eight of every 64.
+    assert!(later < 14_000, "{later}");
 }
 
 #[test]
@@ -110,14 +110,27 @@ fn a_cookie_is_for_one_syn_of_one_flow() {
     assert!(matches!(of(&|_| {}), Cookie::Valid { .. }));
     assert_eq!(of(&|f| f.irs += 1), Cookie::OfLaterSegment);
     assert_eq!(of(&|f| f.timestamps = false), Cookie::OfLaterSegment);
-    assert_eq!(of(&|f| f.remote.set_port(40_001)), Cookie::Wrong);
-    assert_eq!(of(&|f| f.local.set_port(81)), Cookie::Wrong);
-    assert_eq!(
-        of(&|f| f.remote.set_ip([198, 51, 100, 8].into())),
-        Cookie::Wrong
-    );
+    let is_none = |cookie| !matches!(cookie, Cookie::Valid { .. });
+    assert!(is_none(of(&|f| f.remote.set_port(40_001))));
+    assert!(is_none(of(&|f| f.local.set_port(81))));
+    assert!(is_none(of(&|f| f.remote.set_ip([198, 51, 100, 8].into()))));
     let others = Secrets::generate(&mut ChaChaEntropy::deterministic(2));
-    assert_eq!(decode(&others, facts, iss), Cookie::Wrong);
+    assert!(is_none(decode(&others, facts, iss)));
+}
+
+// A client whose first text is lost is not to be heard from the next on: nobody would miss the first.
+#[test]
+fn of_segments_that_come_later_hardly_one_is_taken_for_the_first() {
+    let secrets = secrets();
+    let facts = syn_at(5 * TICK_MICROS);
+    let iss = encode(&secrets, &facts, 1460);
+    let taken = (1..1_000_000).filter(|&octets| {
+        let mut later = facts;
+        later.irs += octets;
+        matches!(decode(&secrets, later, iss), Cookie::Valid { .. })
+    });
+    // One in 2^18; with 12 bits it would be 244.
+    assert!(taken.count() < 20);
 }
 
 // RFC 9293 §3.7.1: never more than the peer takes.
