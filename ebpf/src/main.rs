@@ -11,7 +11,7 @@
 use aya_ebpf::{
     bindings::xdp_action,
     btf_maps::{Array, HashMap, HashOfMaps, LruHashMap, PerCpuArray, XskMap},
-    helpers::bpf_ktime_get_ns,
+    helpers::bpf_ktime_get_coarse_ns,
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -149,8 +149,9 @@ fn judge(ctx: &XdpContext) -> Verdict {
     }
 }
 
-/// Who is asked first has the last word: the token of a join, the timestamp of an established
-/// segment, the flows map, and for what is left of a service its home worker.
+/// Who is asked first has the last word: the timestamp of an established segment, the limits of what
+/// anybody can send, the token of a join, the flows map, and for what is left of a service its home
+/// worker. A frame of a flood comes no further than the limits.
 #[inline(always)]
 fn judge_segment(ctx: &XdpContext, segment: &Segment) -> Verdict {
     let Some(config) = config() else {
@@ -158,22 +159,33 @@ fn judge_segment(ctx: &XdpContext, segment: &Segment) -> Verdict {
     };
     let local = entry(&service_key(segment.destination, segment.destination_port));
     let is_service = local & ENTRY_SERVICE != 0;
-    let mut crowd = Some(Crowd::Strays);
-    if segment.is_syn() {
-        crowd = Some(Crowd::Syns);
-        if JOINS && let Some(verdict) = judge_join(ctx, &config, segment, local) {
-            return verdict;
-        }
+    let crowd = if segment.is_syn() {
+        Some(Crowd::Syns)
     } else if is_service && segment.is_ack() {
         match decode::echoed_timestamp(&Frame(ctx), segment) {
             Some(tsecr) => {
                 if let Some(worker) = config.worker_of_timestamp(tsecr) {
                     return redirect(ctx, Target::Worker(worker), Verdict::RedirectTimestamp);
                 }
+                Some(Crowd::Strays)
             }
             // What clients without timestamps send can be told from nothing.
-            None => crowd = None,
+            None => None,
         }
+    } else {
+        Some(Crowd::Strays)
+    };
+    if is_service
+        && let Some(crowd) = crowd
+        && crowd.is_full(&config, segment)
+    {
+        return crowd.verdict();
+    }
+    if JOINS
+        && segment.is_syn()
+        && let Some(verdict) = judge_join(ctx, &config, segment, local)
+    {
+        return verdict;
     }
     let key = segment.flow_key();
     if let Some(worker) = flow(&key, segment.numbers()) {
@@ -182,9 +194,6 @@ fn judge_segment(ctx: &XdpContext, segment: &Segment) -> Verdict {
     if !is_service {
         return Verdict::PassNotOurs;
     }
-    if let Some(verdict) = crowd.and_then(|crowd| crowd.refuse(&config, segment)) {
-        return verdict;
-    }
     redirect(ctx, Target::Home(&key), Verdict::RedirectHome)
 }
 
@@ -192,8 +201,7 @@ fn judge_segment(ctx: &XdpContext, segment: &Segment) -> Verdict {
 #[derive(Clone, Copy)]
 enum Crowd {
     Syns = 0,
-    /// Neither a SYN nor of a flow that its timestamps or addresses name, and not of a client without
-    /// timestamps.
+    /// Neither a SYN nor of a flow that its timestamps name, and not of a client without timestamps.
     Strays = 1,
 }
 
@@ -214,13 +222,22 @@ fn take(tally: u32, window: u32, max: u32) -> bool {
 impl Crowd {
     /// The verdict on what is one too many.
     #[inline(always)]
-    fn refuse(self, config: &Config, segment: &Segment) -> Option<Verdict> {
-        let (max, refused) = match self {
-            Crowd::Syns => (config.syns_per_window, Verdict::DropCrowdedSyn),
-            Crowd::Strays => (config.strays_per_window, Verdict::DropCrowdedStray),
+    fn verdict(self) -> Verdict {
+        match self {
+            Crowd::Syns => Verdict::DropCrowdedSyn,
+            Crowd::Strays => Verdict::DropCrowdedStray,
+        }
+    }
+
+    /// Whether a segment is one too many; if not it is counted.
+    #[inline(always)]
+    fn is_full(self, config: &Config, segment: &Segment) -> bool {
+        let max = match self {
+            Crowd::Syns => config.syns_per_window,
+            Crowd::Strays => config.strays_per_window,
         };
-        // SAFETY: a helper without arguments.
-        let window = crowd::window_of(unsafe { bpf_ktime_get_ns() });
+        // SAFETY: a helper without arguments. Its ticks of some milliseconds are fine enough.
+        let window = crowd::window_of(unsafe { bpf_ktime_get_coarse_ns() });
         let mut taken = take(self as u32, window, max);
         if let (false, Crowd::Syns) = (taken, self)
             && let Some(source) = SOURCES.get_ptr_mut(crowd::source_key(segment.source))
@@ -230,7 +247,7 @@ impl Crowd {
             taken = crowd::take_of_source(unsafe { &mut *source }, window, max)
                 && take(KNOWN, window, max.saturating_mul(crowd::SOURCES_TIMES));
         }
-        if taken { None } else { Some(refused) }
+        !taken
     }
 }
 
@@ -252,7 +269,10 @@ fn judge_join(ctx: &XdpContext, config: &Config, segment: &Segment, local: u32) 
     let taken = (local | address) & ENTRY_JOINS != 0;
     match join {
         Join::Token(token) if taken => Some(match config.worker_of_token(token) {
-            _ if Crowd::Syns.refuse(config, segment).is_some() => Verdict::DropCrowdedSyn,
+            // Those to services have been counted.
+            _ if local & ENTRY_SERVICE == 0 && Crowd::Syns.is_full(config, segment) => {
+                Verdict::DropCrowdedSyn
+            }
             Some(worker) => redirect(ctx, Target::Worker(worker), Verdict::RedirectToken),
             // No connection of this server has such a token: any worker can say so.
             None => redirect(
