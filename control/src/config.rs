@@ -492,7 +492,7 @@ const EXAMPLES: &[(&str, &str)] = &[
         "max_challenge_acks_per_s = 1000",
     ),
     ("max_resets_per_s", "max_resets_per_s = 10000"),
-    ("max_syns_per_s", "max_syns_per_s = 30000"),
+    ("max_syns_per_s", "max_syns_per_s = 20000"),
     ("max_strays_per_s", "max_strays_per_s = 30000"),
 ];
 
@@ -1099,7 +1099,7 @@ impl Source<'_> {
                 10_000,
                 RATE,
             )? as u32,
-            max_syns_per_s: number("limits.max_syns_per_s", &raw.max_syns_per_s, 30_000, CROWD)?
+            max_syns_per_s: number("limits.max_syns_per_s", &raw.max_syns_per_s, 20_000, CROWD)?
                 as u32,
             max_strays_per_s: number(
                 "limits.max_strays_per_s",

@@ -2,16 +2,14 @@
 //!
 //! A worker that has to look at every one of them loses frames of its clients with theirs, while here one
 //! costs next to nothing. So many of each kind are let through in a window of time; and of SYNs as well
-//! those from where a client has lately shown that it is there, each of these addresses up to a share of
-//! its own.
+//! those from where a client has lately shown that it is there.
 
 /// A window is 2^26 ns, 67 ms.
 const WINDOW_SHIFT: u32 = 26;
 /// For how many windows an address is believed in, 10 minutes.
 const PROOF_WINDOWS: u32 = ((600 * 1_000_000_000u64) >> WINDOW_SHIFT) as u32;
-/// An address has this part of what strangers have together,
-const SOURCE_SHARE: u32 = 2;
-/// and all such addresses so much: whoever has many is as bounded as whoever forges them.
+/// All proven sources together have so many times what strangers have together, and each of them once as
+/// much: whoever has many addresses is as bounded as whoever forges them.
 pub const SOURCES_TIMES: u32 = 2;
 
 /// The window of a time of the monotonic clock.
@@ -67,13 +65,12 @@ pub const fn proven(now_ns: u64) -> SourceWords {
     [window_of(now_ns), 0, 0]
 }
 
-/// Counts one more SYN of a source, of which there may be a share of `max`.
+/// Counts one more SYN of a source, of which there may be `max`.
 #[inline(always)]
 pub const fn take_of_source(source: &mut SourceWords, window: u32, max: u32) -> bool {
     let [proven, at, count] = *source;
     let mut tally = [at, count];
-    let taken = window.wrapping_sub(proven) < PROOF_WINDOWS
-        && take(&mut tally, window, max.div_ceil(SOURCE_SHARE));
+    let taken = window.wrapping_sub(proven) < PROOF_WINDOWS && take(&mut tally, window, max);
     *source = [proven, tally[0], tally[1]];
     taken
 }
@@ -103,12 +100,10 @@ mod tests {
         let mut source = proven(proven_at);
         let last = window_of(proven_at) + PROOF_WINDOWS - 1;
         for window in [5, 6, last] {
-            assert!((0..2).all(|_| take_of_source(&mut source, window, 4)));
-            assert!(!take_of_source(&mut source, window, 4));
+            assert!((0..2).all(|_| take_of_source(&mut source, window, 2)));
+            assert!(!take_of_source(&mut source, window, 2));
         }
-        assert!(!take_of_source(&mut source, last + 1, 4));
-        // However little there may be, it is something.
-        assert!(take_of_source(&mut proven(0), 0, 1));
+        assert!(!take_of_source(&mut source, last + 1, 2));
     }
 
     #[test]
