@@ -226,7 +226,7 @@ fn a_cookie_is_taken_to_the_end_of_the_tick_after_its_own() {
 
 #[test]
 fn what_is_no_cookie_is_reset() {
-    for bit in [3, 4, 7, 11, 25, 28, 31] {
+    for bit in [3, 4, 5, 25, 28, 31] {
         let mut script = script(|_| {});
         let answer = syn_ack(&mut script, all_options());
         let wrong = TcpSeq((answer.seq + 1).0 ^ 1 << bit);
@@ -235,12 +235,14 @@ fn what_is_no_cookie_is_reset() {
         assert_reset(&mut script);
     }
     // Nor is it where it may be that of a segment that came too early.
-    let mut early = script(|_| {});
-    let answer = syn_ack(&mut early, all_options());
-    let wrong = TcpSeq((answer.seq + 1).0 ^ 1 << 18);
-    early.send(ISS + 1, wrong, ACK, third_ack(&answer), b"");
-    assert_eq!(early.engine.metrics.syncookies_awaited, 1);
-    assert_eq!(early.engine.connections(), 0);
+    for bit in [6, 11, 18] {
+        let mut early = script(|_| {});
+        let answer = syn_ack(&mut early, all_options());
+        let wrong = TcpSeq((answer.seq + 1).0 ^ 1 << bit);
+        early.send(ISS + 1, wrong, ACK, third_ack(&answer), b"");
+        assert_eq!(early.engine.metrics.syncookies_awaited, 1, "{bit}");
+        assert_eq!(early.engine.connections(), 0);
+    }
     // Not our TSval, or none although the SYN had one.
     for tsecr in [Some(0x8000_0000), None] {
         let mut script = script(|_| {});
