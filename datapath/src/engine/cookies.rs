@@ -37,8 +37,8 @@ const LIFETIME: Duration = Duration::from_micros(4 * ((TICKS_VALID as u64 + 1) <
 /// Of the MAC of 4-tuple and tick: enough to tell most segments that come later from what is no cookie.
 const TUPLE_BITS: u32 = 6;
 const TUPLE_MASK: u32 = (1 << TUPLE_BITS) - 1;
-/// Of the MAC of all: a segment whose predecessors were lost is taken for the first one, and their text
-/// is missed by nobody, once in so many powers of two.
+/// Of the MAC of all, in the 18 bits above: once in 2^18 a segment whose predecessors were lost is taken
+/// for the first one, and nobody misses their text.
 const ALL_MASK: u32 = (1 << (TICK_BITS - TUPLE_BITS)) - 1;
 
 /// What segments may be cut to, by family: Ethernet, tunnels of several kinds, jumbo frames.

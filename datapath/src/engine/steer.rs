@@ -240,8 +240,8 @@ impl Engine {
         false
     }
 
-    /// The same for a flow that begins with a SYN of ours, whose number is `iss`. Where the NIC names
-    /// homes, nothing has come yet that tells this one's.
+    /// [`Engine::steer_flow`] for a flow that begins with a SYN of ours, whose number is `iss`. Where the
+    /// NIC names homes, nothing has come yet that tells this one's.
     pub(super) fn steer_own_flow(&mut self, key: FlowKey, iss: TcpSeq) -> bool {
         self.mesh.queue_home = None;
         // A RST in SYN-SENT acknowledges our SYN.
